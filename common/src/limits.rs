@@ -1,0 +1,35 @@
+//! Numbers that both sides of the wire must agree on.
+
+use std::time::Duration;
+
+/// The protocol version spoken.
+pub const PROTOCOL: u32 = 1;
+/// The oldest protocol version still spoken.
+pub const PROTOCOL_MIN: u32 = 1;
+/// Between two heartbeats, give or take a tenth: several losses fit in one lease.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long an attempt may go on without a heartbeat before its member is offered again. Shorter drops healthy work on a
+/// busy network, longer wastes the wait.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// How long a worker trains on without its coordinator: a lunch break, a machine's restart, an upgrade.
+pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+/// Longest wait of an idle worker's `Sync`: below the 30 s after which proxies cut silent requests.
+pub const IDLE_SYNC: Duration = Duration::from_secs(25);
+/// HTTP/2 keepalive, both sides, also while idle: frees the sockets of peers that vanished.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long a keepalive may stay unanswered.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a blob in one message: large enough to be fast, far below the message limit.
+pub const CHUNK_BYTES: usize = 512 * 1024;
+/// Largest message either side decodes; never raised to a model's size, blobs travel in chunks.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest blob accepted: ten times the largest file of the known datasets.
+pub const BLOB_BYTES_MAX: u64 = 1 << 30;
+/// Most members of a run.
+pub const ENSEMBLE_MAX: u32 = 1000;
+/// Most slots of a worker.
+pub const SLOTS_MAX: u32 = 1024;
+/// First wait before connecting again; doubled each time, with full jitter.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// Longest wait before connecting again.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(20);

@@ -1,0 +1,93 @@
+//! What a worker and its trainer child say to each other: one JSON line in, JSON lines out.
+//!
+//! The worker writes one [`TrainerSpec`] to the child's standard input and keeps it open: its end tells the child that
+//! the worker is gone. The child writes one [`TrainerEvent`] a line to its standard output; its log goes to standard error.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attempt::{DeterminismClass, FailureKind},
+    recipe::Recipe,
+};
+
+/// Name and version of the pipe protocol.
+pub const TRAINER_FORMAT: &str = "plurality-trainer/1";
+
+/// One member to train.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerSpec {
+    /// [`TRAINER_FORMAT`].
+    pub format: String,
+    /// What to train.
+    pub recipe: Recipe,
+    /// Seed of the run.
+    pub run_seed: u64,
+    /// The member's number.
+    pub member: u32,
+    /// IDX file `[n, rows, columns]` u8.
+    pub train_images: PathBuf,
+    /// IDX file `[n]` u8.
+    pub train_labels: PathBuf,
+    /// IDX file `[n, rows, columns]` u8.
+    pub test_images: PathBuf,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Intra-operation threads, at least 1.
+    pub threads: u32,
+    /// Existing folder; `checkpoint.safetensors` and `predictions.safetensors` are written there.
+    pub out: PathBuf,
+}
+
+/// What a trainer reports.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum TrainerEvent {
+    /// LibTorch is loaded and the spec understood.
+    Started {
+        /// [`TRAINER_FORMAT`].
+        format: String,
+        /// What the child really runs on.
+        class: DeterminismClass,
+        /// Steps in all.
+        steps_total: u64,
+        /// Passes in all.
+        epochs_total: u32,
+    },
+    /// Some steps were done; sent about twice a second and after each pass.
+    Progress {
+        /// Steps done.
+        step: u64,
+        /// Passes finished.
+        epoch: u32,
+        /// Mean training loss since the last report.
+        loss: f64,
+        /// Training images per second of wall time since the last report.
+        images_per_second: f64,
+        /// Share of validation images labelled right, 0..1; present after a pass.
+        validation_accuracy: Option<f64>,
+    },
+    /// Both files are written and synced; the last event.
+    Finished {
+        /// Validation accuracy of the final weights, 0..1; absent without a validation split.
+        validation_accuracy: Option<f64>,
+        /// Wall seconds from first step to last event.
+        train_seconds: f64,
+        /// CPU seconds of the same span.
+        train_cpu_seconds: f64,
+    },
+    /// The attempt is over; the last event.
+    Failed {
+        /// Why.
+        kind: FailureKind,
+        /// For people.
+        message: String,
+    },
+}
+
+/// File name of the final weights in [`TrainerSpec::out`].
+pub const CHECKPOINT_FILE: &str = "checkpoint.safetensors";
+/// File name of the test probabilities in [`TrainerSpec::out`].
+pub const PREDICTIONS_FILE: &str = "predictions.safetensors";
