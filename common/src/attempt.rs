@@ -4,6 +4,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::{AttemptId, Token};
+
+/// An attempt and the secret that proves the right to speak for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Handle {
+    /// The attempt.
+    pub attempt_id: AttemptId,
+    /// Its token.
+    pub token: Token,
+}
+
 /// What a checkpoint's bytes depend on beside recipe and seed.
 ///
 /// Within one class a member is bit-identical, from one machine to the next; across classes only statistically equal.
