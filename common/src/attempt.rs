@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::id::{AttemptId, Token};
 
 /// An attempt and the secret that proves the right to speak for it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Handle {
     /// The attempt.
     pub attempt_id: AttemptId,
-    /// Its token.
+    /// The secret.
     pub token: Token,
 }
 

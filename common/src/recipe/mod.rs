@@ -10,6 +10,7 @@ use crate::digest::Digest;
 
 pub mod builtin;
 pub mod parse;
+mod schema;
 pub mod shape;
 
 /// Name and version of the format, the value of the key `format`.

@@ -1,0 +1,322 @@
+//! What a recipe may say, key by key, and the check of a tree of values against it.
+//!
+//! The types of [`super::Recipe`] can't name the key, the value found and what is allowed, nor do derived readers refuse
+//! unknown keys everywhere; this table can. A test holds it to the types.
+
+use serde_json::{Map, Value};
+
+use super::{Layer, Optimiser, RECIPE_FORMAT, Recipe};
+
+/// Most layers of a network.
+const LAYERS_MAX: usize = 256;
+/// Most images of a split: more than a file of the largest allowed size can hold.
+const IMAGES_MAX: u64 = 1 << 30;
+/// Longest value shown in a message, in characters.
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// A key or value that is not allowed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Problem {
+    /// No such key.
+    Unknown { key: String, allowed: String },
+    /// A key is absent.
+    Missing { key: String, allowed: String },
+    /// A value is not allowed.
+    Value { key: String, found: String, allowed: String },
+}
+
+/// What a value may be.
+enum Expect {
+    /// One text alone.
+    Exactly(&'static str),
+    /// A name, `[a-z0-9-]`.
+    Name { chars_max: usize },
+    /// Any text on one line.
+    Text { chars_max: usize },
+    /// A whole number, both ends included.
+    Whole { min: u64, max: u64 },
+    /// A finite number, 0 included.
+    FromZero,
+    /// A finite number above 0.
+    AboveZero,
+    /// A number from 0 to below 1.
+    Share,
+    /// True or false.
+    Flag,
+    /// One of these texts.
+    OneOf(&'static [&'static str]),
+    /// A table with these keys.
+    Table(&'static [Key]),
+    /// A table whose `kind` says which further keys it has.
+    Kinds(&'static [(&'static str, &'static [Key])]),
+    /// A list of such tables, not empty.
+    List(&'static [(&'static str, &'static [Key])]),
+}
+
+/// A key of a table.
+struct Key {
+    name: &'static str,
+    expect: Expect,
+    is_required: bool,
+}
+
+const fn required(name: &'static str, expect: Expect) -> Key {
+    Key { name, expect, is_required: true }
+}
+
+const fn optional(name: &'static str, expect: Expect) -> Key {
+    Key { name, expect, is_required: false }
+}
+
+const RECIPE: Expect = Expect::Table(&[
+    required("format", Expect::Exactly(RECIPE_FORMAT)),
+    required("name", Expect::Name { chars_max: 64 }),
+    required("summary", Expect::Text { chars_max: 400 }),
+    required(
+        "data",
+        Expect::Table(&[
+            required("train", Expect::Whole { min: 1, max: IMAGES_MAX }),
+            required("validation", Expect::Whole { min: 0, max: IMAGES_MAX }),
+            required("augmentation", Expect::OneOf(&["none", "one-pixel-shift-drawn", "one-pixel-shift-fixed"])),
+        ]),
+    ),
+    required(
+        "network",
+        Expect::Table(&[
+            optional("dropout-scaling", Expect::OneOf(&["training", "evaluation"])),
+            required("layers", Expect::List(LAYERS)),
+        ]),
+    ),
+    required("initialisation", Expect::OneOf(&["pytorch", "he", "lecture"])),
+    required("optimiser", Expect::Kinds(OPTIMISERS)),
+    required("schedule", Expect::Kinds(SCHEDULES)),
+    required(
+        "training",
+        Expect::Table(&[
+            required("epochs", Expect::Whole { min: 1, max: 10_000 }),
+            required("batch", Expect::Whole { min: 1, max: 4096 }),
+            optional("order", Expect::OneOf(&["each-pass", "once-per-run"])),
+            optional("dropout-masks", Expect::OneOf(&["own-seed", "one-seed"])),
+        ]),
+    ),
+]);
+
+const LAYERS: &[(&str, &[Key])] = &[
+    (
+        "conv",
+        &[
+            required("filters", Expect::Whole { min: 1, max: 4096 }),
+            required("kernel", Expect::Whole { min: 1, max: 31 }),
+            optional("stride", Expect::Whole { min: 1, max: 8 }),
+            optional("padding", Expect::Whole { min: 0, max: 15 }),
+        ],
+    ),
+    ("max-pool", &[required("size", Expect::Whole { min: 2, max: 8 })]),
+    ("batch-norm", &[]),
+    ("linear", &[required("outputs", Expect::Whole { min: 1, max: 65_536 })]),
+    ("dropout", &[required("rate", Expect::Share)]),
+    ("relu", &[]),
+    ("sigmoid", &[]),
+    ("tanh", &[]),
+];
+
+const OPTIMISERS: &[(&str, &[Key])] = &[
+    (
+        "sgd",
+        &[
+            optional("momentum", Expect::Share),
+            optional("nesterov", Expect::Flag),
+            optional("weight-decay", Expect::FromZero),
+        ],
+    ),
+    (
+        "adam",
+        &[
+            required("beta1", Expect::Share),
+            required("beta2", Expect::Share),
+            optional("weight-decay", Expect::FromZero),
+        ],
+    ),
+];
+
+const SCHEDULES: &[(&str, &[Key])] = &[
+    ("constant", &[required("rate", Expect::AboveZero)]),
+    ("linear", &[required("peak", Expect::AboveZero), required("warmup", Expect::Share)]),
+    ("cosine", &[required("peak", Expect::AboveZero), required("warmup", Expect::Share)]),
+];
+
+/// Checks every key and value on its own.
+pub(super) fn check_tree(tree: &Value) -> Result<(), Problem> {
+    check_value(tree, &RECIPE, "")
+}
+
+/// Checks what only several keys together can tell.
+pub(super) fn check_together(recipe: &Recipe) -> Result<(), Problem> {
+    let layers = &recipe.network.layers;
+    for (index, layer) in layers.iter().enumerate() {
+        if let Layer::Conv { kernel, padding, .. } = layer
+            && padding >= kernel
+        {
+            let allowed = format!("less than the kernel's edge, {kernel}");
+            return Err(wrong(&layer_key(index, "padding"), padding, allowed));
+        }
+        let is_followed_by_linear = matches!(layers.get(index + 1), Some(Layer::Linear { .. }));
+        if let Layer::Dropout { .. } = layer
+            && recipe.network.dropout_scaling == super::DropoutScaling::Evaluation
+            && !is_followed_by_linear
+        {
+            let allowed = "dropout directly before a linear layer, because of dropout-scaling = \"evaluation\"";
+            return Err(wrong(&layer_key(index, "kind"), "\"dropout\"", allowed));
+        }
+    }
+    let last = layers.len() - 1;
+    match &layers[last] {
+        Layer::Linear { outputs } if !(2..=256).contains(outputs) => {
+            return Err(wrong(&layer_key(last, "outputs"), outputs, "2 to 256 in the last layer, one for each class"));
+        }
+        Layer::Linear { .. } => {}
+        other => {
+            let found = format!("{:?}", other.kind());
+            return Err(wrong(&layer_key(last, "kind"), found, "\"linear\" as the last layer"));
+        }
+    }
+    if let Optimiser::Sgd { momentum, nesterov: true, .. } = recipe.optimiser
+        && momentum <= 0.0
+    {
+        return Err(wrong("optimiser.nesterov", true, "true only with a momentum above 0"));
+    }
+    let images = recipe.images_per_epoch();
+    if u64::from(recipe.training.batch) > images {
+        return Err(wrong("training.batch", recipe.training.batch, format!("at most the images of a pass, {images}")));
+    }
+    Ok(())
+}
+
+/// Returns the key of a list's element; elements count from 1, as in the messages about shapes.
+pub(super) fn element_key(list: &str, index: usize) -> String {
+    format!("{list}[{}]", index + 1)
+}
+
+/// Returns the full name of a key in a table.
+pub(super) fn join_key(table: &str, name: &str) -> String {
+    if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") }
+}
+
+fn layer_key(index: usize, name: &str) -> String {
+    join_key(&element_key("network.layers", index), name)
+}
+
+fn check_value(value: &Value, expect: &Expect, key: &str) -> Result<(), Problem> {
+    let is_allowed = match expect {
+        Expect::Exactly(text) => value == text,
+        Expect::Name { chars_max } => value.as_str().is_some_and(|text| is_name(text, *chars_max)),
+        Expect::Text { chars_max } => value.as_str().is_some_and(|text| is_line(text, *chars_max)),
+        Expect::Whole { min, max } => value.as_u64().is_some_and(|number| (*min..=*max).contains(&number)),
+        Expect::FromZero => value.as_f64().is_some_and(|number| number >= 0.0),
+        Expect::AboveZero => value.as_f64().is_some_and(|number| number > 0.0),
+        Expect::Share => value.as_f64().is_some_and(|number| (0.0..1.0).contains(&number)),
+        Expect::Flag => value.is_boolean(),
+        Expect::OneOf(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
+        Expect::Table(keys) => match value {
+            Value::Object(table) => return check_keys(table, keys, false, key),
+            _ => false,
+        },
+        Expect::Kinds(kinds) => match value {
+            Value::Object(table) => return check_kind(table, kinds, key),
+            _ => false,
+        },
+        Expect::List(kinds) => match value {
+            Value::Array(elements) if (1..=LAYERS_MAX).contains(&elements.len()) => {
+                for (index, element) in elements.iter().enumerate() {
+                    check_value(element, &Expect::Kinds(kinds), &element_key(key, index))?;
+                }
+                true
+            }
+            _ => false,
+        },
+    };
+    if is_allowed { Ok(()) } else { Err(wrong(key, shown(value), expect.allowed())) }
+}
+
+fn check_kind(table: &Map<String, Value>, kinds: &[(&str, &'static [Key])], key: &str) -> Result<(), Problem> {
+    let kind_key = join_key(key, "kind");
+    let allowed = || format!("one of {}", quoted(kinds.iter().map(|(name, _)| *name)));
+    let Some(value) = table.get("kind") else {
+        return Err(Problem::Missing { key: kind_key, allowed: allowed() });
+    };
+    match kinds.iter().find(|(name, _)| value == name) {
+        Some((_, keys)) => check_keys(table, keys, true, key),
+        None => Err(wrong(&kind_key, shown(value), allowed())),
+    }
+}
+
+fn check_keys(table: &Map<String, Value>, keys: &[Key], has_kind: bool, at: &str) -> Result<(), Problem> {
+    for name in table.keys() {
+        let is_known = keys.iter().any(|key| key.name == name) || (has_kind && name == "kind");
+        if !is_known {
+            let names = has_kind.then_some("kind").into_iter().chain(keys.iter().map(|key| key.name));
+            let name: String = name.chars().take(SHOWN_CHARS_MAX).collect();
+            return Err(Problem::Unknown { key: join_key(at, &name), allowed: names.collect::<Vec<_>>().join(", ") });
+        }
+    }
+    for Key { name, expect, is_required } in keys {
+        let key = join_key(at, name);
+        match table.get(*name) {
+            Some(value) => check_value(value, expect, &key)?,
+            None if *is_required => return Err(Problem::Missing { key, allowed: expect.allowed() }),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+impl Expect {
+    /// Says what is allowed, to be read after "expected".
+    fn allowed(&self) -> String {
+        match self {
+            Self::Exactly(text) => format!("{text:?}"),
+            Self::Name { chars_max } => format!("1 to {chars_max} characters of a-z, 0-9 and -"),
+            Self::Text { chars_max } => format!("one line of 1 to {chars_max} characters"),
+            Self::Whole { min, max } => format!("a whole number from {min} to {max}"),
+            Self::FromZero => "a number of at least 0".to_owned(),
+            Self::AboveZero => "a number above 0".to_owned(),
+            Self::Share => "a number from 0 to below 1".to_owned(),
+            Self::Flag => "true or false".to_owned(),
+            Self::OneOf(texts) => format!("one of {}", quoted(texts.iter().copied())),
+            Self::Table(keys) => {
+                format!("a table with the keys {}", keys.iter().map(|key| key.name).collect::<Vec<_>>().join(", "))
+            }
+            Self::Kinds(kinds) => {
+                format!("a table whose key kind is one of {}", quoted(kinds.iter().map(|(name, _)| *name)))
+            }
+            Self::List(_) => format!("a list of 1 to {LAYERS_MAX} tables"),
+        }
+    }
+}
+
+fn is_name(text: &str, chars_max: usize) -> bool {
+    let is_allowed = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=chars_max).contains(&text.len()) && text.bytes().all(is_allowed)
+}
+
+fn is_line(text: &str, chars_max: usize) -> bool {
+    (1..=chars_max).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
+fn wrong(key: &str, found: impl ToString, allowed: impl Into<String>) -> Problem {
+    Problem::Value { key: key.to_owned(), found: found.to_string(), allowed: allowed.into() }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "a table".to_owned(),
+        Value::Array(elements) => format!("a list of {}", elements.len()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            value.to_string().chars().take(SHOWN_CHARS_MAX).collect()
+        }
+    }
+}
+
+fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    texts.map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,310 @@
+//! Between messages of the wire contract and the words of this crate.
+//!
+//! The only place here that knows generated types. What arrives is checked field by field; what leaves needs no check.
+
+use plurality_proto::v1;
+use thiserror::Error;
+
+use crate::{
+    attempt::{DeterminismClass, FailureKind, Handle, Phase, Progress},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    id::{AttemptId, Token},
+    limits::BLOB_BYTES_MAX,
+};
+
+/// Longest id or token, in bytes: several times a UUID.
+pub const ID_BYTES_MAX: usize = 128;
+/// Longest part of a determinism class, in bytes: several times the longest name of a processor.
+pub const CLASS_BYTES_MAX: usize = 512;
+/// Longest value shown in a message, in characters.
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// A message has a field that is not allowed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("field {field} is {found}, expected {expected}")]
+pub struct WireError {
+    /// The field, with those around it: `checkpoint.sha256`.
+    pub field: String,
+    /// What it may be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+impl WireError {
+    /// Says what is wrong with `field`.
+    pub fn new(field: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { field: field.into(), expected: expected.into(), found: found.into() }
+    }
+
+    /// Returns the same error, found inside of `outer`.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = format!("{outer}.{}", self.field);
+        self
+    }
+}
+
+/// Converts a field that must be present.
+///
+/// # Errors
+/// When it is absent or cannot be converted; the error names the field.
+pub fn required<M, T: TryFrom<M, Error = WireError>>(field: &str, message: Option<M>) -> Result<T, WireError> {
+    optional(field, message)?.ok_or_else(|| WireError::new(field, "a value", "absent"))
+}
+
+/// Converts a field that may be absent.
+///
+/// # Errors
+/// When it is present and cannot be converted; the error names the field.
+pub fn optional<M, T: TryFrom<M, Error = WireError>>(field: &str, message: Option<M>) -> Result<Option<T>, WireError> {
+    message.map(T::try_from).transpose().map_err(|error| error.within(field))
+}
+
+/// Checks that text has 1 to `bytes_max` bytes.
+///
+/// # Errors
+/// When it is empty or longer.
+pub fn text(field: &str, text: String, bytes_max: usize) -> Result<String, WireError> {
+    match text.len() {
+        0 => Err(WireError::new(field, format!("1 to {bytes_max} bytes"), "empty")),
+        bytes if bytes > bytes_max => {
+            Err(WireError::new(field, format!("1 to {bytes_max} bytes"), format!("{bytes} bytes long")))
+        }
+        _ => Ok(text),
+    }
+}
+
+impl TryFrom<v1::BlobRef> for BlobRef {
+    type Error = WireError;
+
+    fn try_from(message: v1::BlobRef) -> Result<Self, WireError> {
+        let v1::BlobRef { sha256, size_bytes } = message;
+        let Ok(digest) = sha256.parse() else {
+            return Err(WireError::new("sha256", "64 lower-case hexadecimal digits", shown(&sha256)));
+        };
+        if size_bytes > BLOB_BYTES_MAX {
+            return Err(WireError::new("size_bytes", format!("at most {BLOB_BYTES_MAX}"), size_bytes.to_string()));
+        }
+        Ok(Self { sha256: digest, size_bytes })
+    }
+}
+
+impl From<BlobRef> for v1::BlobRef {
+    fn from(blob: BlobRef) -> Self {
+        Self { sha256: blob.sha256.to_string(), size_bytes: blob.size_bytes }
+    }
+}
+
+impl TryFrom<v1::Dataset> for DatasetRef {
+    type Error = WireError;
+
+    fn try_from(message: v1::Dataset) -> Result<Self, WireError> {
+        let v1::Dataset { train_images, train_labels, test_images } = message;
+        Ok(Self {
+            train_images: required("train_images", train_images)?,
+            train_labels: required("train_labels", train_labels)?,
+            test_images: required("test_images", test_images)?,
+        })
+    }
+}
+
+impl From<DatasetRef> for v1::Dataset {
+    fn from(dataset: DatasetRef) -> Self {
+        let DatasetRef { train_images, train_labels, test_images } = dataset;
+        Self {
+            train_images: Some(train_images.into()),
+            train_labels: Some(train_labels.into()),
+            test_images: Some(test_images.into()),
+        }
+    }
+}
+
+impl TryFrom<v1::DeterminismClass> for DeterminismClass {
+    type Error = WireError;
+
+    fn try_from(message: v1::DeterminismClass) -> Result<Self, WireError> {
+        let v1::DeterminismClass { libtorch_version, device_model, instruction_set, threads, flags, trainer_version } =
+            message;
+        if threads == 0 {
+            return Err(WireError::new("threads", "at least 1", "0"));
+        }
+        if flags.len() > CLASS_BYTES_MAX {
+            let found = format!("{} bytes long", flags.len());
+            return Err(WireError::new("flags", format!("at most {CLASS_BYTES_MAX} bytes"), found));
+        }
+        Ok(Self {
+            libtorch_version: text("libtorch_version", libtorch_version, CLASS_BYTES_MAX)?,
+            device_model: text("device_model", device_model, CLASS_BYTES_MAX)?,
+            instruction_set: text("instruction_set", instruction_set, CLASS_BYTES_MAX)?,
+            threads,
+            flags,
+            trainer_version: text("trainer_version", trainer_version, CLASS_BYTES_MAX)?,
+        })
+    }
+}
+
+impl From<DeterminismClass> for v1::DeterminismClass {
+    fn from(class: DeterminismClass) -> Self {
+        let DeterminismClass { libtorch_version, device_model, instruction_set, threads, flags, trainer_version } =
+            class;
+        Self { libtorch_version, device_model, instruction_set, threads, flags, trainer_version }
+    }
+}
+
+impl TryFrom<v1::FailureKind> for FailureKind {
+    type Error = WireError;
+
+    fn try_from(kind: v1::FailureKind) -> Result<Self, WireError> {
+        Ok(match kind {
+            v1::FailureKind::Unspecified => return Err(unspecified("kind", "a failure kind")),
+            v1::FailureKind::Numeric => Self::Numeric,
+            v1::FailureKind::OutOfMemory => Self::OutOfMemory,
+            v1::FailureKind::Dataset => Self::Dataset,
+            v1::FailureKind::Incompatible => Self::Incompatible,
+            v1::FailureKind::Internal => Self::Internal,
+            v1::FailureKind::Startup => Self::Startup,
+            v1::FailureKind::DiskFull => Self::DiskFull,
+            v1::FailureKind::Drained => Self::Drained,
+        })
+    }
+}
+
+impl TryFrom<i32> for FailureKind {
+    type Error = WireError;
+
+    fn try_from(number: i32) -> Result<Self, WireError> {
+        match v1::FailureKind::try_from(number) {
+            Ok(kind) => kind.try_into(),
+            Err(_) => Err(WireError::new("kind", "a failure kind", number.to_string())),
+        }
+    }
+}
+
+impl From<FailureKind> for v1::FailureKind {
+    fn from(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::Numeric => Self::Numeric,
+            FailureKind::OutOfMemory => Self::OutOfMemory,
+            FailureKind::Dataset => Self::Dataset,
+            FailureKind::Incompatible => Self::Incompatible,
+            FailureKind::Internal => Self::Internal,
+            FailureKind::Startup => Self::Startup,
+            FailureKind::DiskFull => Self::DiskFull,
+            FailureKind::Drained => Self::Drained,
+        }
+    }
+}
+
+impl TryFrom<i32> for Phase {
+    type Error = WireError;
+
+    fn try_from(number: i32) -> Result<Self, WireError> {
+        match v1::AttemptPhase::try_from(number) {
+            Ok(v1::AttemptPhase::Starting) => Ok(Self::Starting),
+            Ok(v1::AttemptPhase::Training) => Ok(Self::Training),
+            Ok(v1::AttemptPhase::Uploading) => Ok(Self::Uploading),
+            Ok(v1::AttemptPhase::Unspecified) => Err(unspecified("phase", "an attempt phase")),
+            Err(_) => Err(WireError::new("phase", "an attempt phase", number.to_string())),
+        }
+    }
+}
+
+impl From<Phase> for v1::AttemptPhase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Starting => Self::Starting,
+            Phase::Training => Self::Training,
+            Phase::Uploading => Self::Uploading,
+        }
+    }
+}
+
+impl TryFrom<v1::Progress> for Progress {
+    type Error = WireError;
+
+    fn try_from(message: v1::Progress) -> Result<Self, WireError> {
+        let v1::Progress {
+            phase,
+            step,
+            steps_total,
+            epoch,
+            epochs_total,
+            loss,
+            validation_accuracy,
+            images_per_second,
+        } = message;
+        if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
+            return Err(WireError::new("loss", "a finite number", loss.to_string()));
+        }
+        if !(images_per_second.is_finite() && images_per_second >= 0.0) {
+            return Err(WireError::new("images_per_second", "a number of at least 0", images_per_second.to_string()));
+        }
+        Ok(Self {
+            phase: phase.try_into()?,
+            step,
+            steps_total,
+            epoch,
+            epochs_total,
+            loss,
+            validation_accuracy: share("validation_accuracy", validation_accuracy)?,
+            images_per_second,
+        })
+    }
+}
+
+impl From<Progress> for v1::Progress {
+    /// A loss that is not finite is left out: the attempt is about to fail for it, and its heartbeat must not.
+    fn from(progress: Progress) -> Self {
+        let Progress { phase, step, steps_total, epoch, epochs_total, loss, validation_accuracy, images_per_second } =
+            progress;
+        Self {
+            phase: v1::AttemptPhase::from(phase).into(),
+            step,
+            steps_total,
+            epoch,
+            epochs_total,
+            loss: loss.filter(|loss| loss.is_finite()),
+            validation_accuracy: validation_accuracy.filter(|share| (0.0..=1.0).contains(share)),
+            images_per_second: if images_per_second.is_finite() { images_per_second.max(0.0) } else { 0.0 },
+        }
+    }
+}
+
+impl TryFrom<v1::AttemptHandle> for Handle {
+    type Error = WireError;
+
+    fn try_from(message: v1::AttemptHandle) -> Result<Self, WireError> {
+        let v1::AttemptHandle { attempt_id, token } = message;
+        Ok(Self {
+            attempt_id: AttemptId::new(text("attempt_id", attempt_id, ID_BYTES_MAX)?),
+            token: Token::new(text("token", token, ID_BYTES_MAX)?),
+        })
+    }
+}
+
+impl From<Handle> for v1::AttemptHandle {
+    fn from(handle: Handle) -> Self {
+        Self { attempt_id: handle.attempt_id.as_str().to_owned(), token: handle.token.reveal().to_owned() }
+    }
+}
+
+/// Checks that a share, if present, is in 0..=1.
+///
+/// # Errors
+/// When it is outside or NaN.
+pub fn share(field: &str, share: Option<f64>) -> Result<Option<f64>, WireError> {
+    match share {
+        Some(found) if !(0.0..=1.0).contains(&found) => Err(WireError::new(field, "0 to 1", found.to_string())),
+        _ => Ok(share),
+    }
+}
+
+fn unspecified(field: &str, expected: &str) -> WireError {
+    WireError::new(field, expected, "unspecified")
+}
+
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(SHOWN_CHARS_MAX).collect::<String>())
+}
