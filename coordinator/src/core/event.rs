@@ -1,0 +1,323 @@
+//! What has happened: the only thing that is stored, and the only thing that changes the state.
+
+use plurality_common::{
+    attempt::{DeterminismClass, FailureKind},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    digest::Digest,
+    id::{AttemptId, InstanceId, MemberIndex, RunId, Token, WorkerId},
+};
+use serde::{Deserialize, Serialize};
+
+use super::time::WallTime;
+
+/// Name and version of the event log's format. A new variant or field needs a new version: an older program must refuse
+/// the log instead of reading half of it.
+pub const EVENTS_FORMAT: &str = "plurality-events/1";
+
+/// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecipeText {
+    /// The recipe's own name, for people.
+    pub name: String,
+    /// The recipe in canonical JSON.
+    pub json: String,
+    /// Digest of `json`.
+    pub sha256: Digest,
+}
+
+/// What a run is asked to train. Two requests that are equal, seed apart, are the same work.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// What each member is trained by.
+    pub recipe: RecipeText,
+    /// What workers are given.
+    pub dataset: DatasetRef,
+    /// `[n]` u8 IDX file that members are judged by. Never leaves the coordinator.
+    pub test_labels: BlobRef,
+    /// Members, 1 to [`plurality_common::limits::ENSEMBLE_MAX`].
+    pub size: u32,
+}
+
+/// What a worker says about itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerProfile {
+    /// A name for people; need not be unique.
+    pub name: String,
+    /// Version of its program.
+    pub software_version: String,
+    /// Members it trains at once.
+    pub slots: u32,
+    /// Intra-operation threads of each slot.
+    pub threads_per_slot: u32,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Processor cores of its machine.
+    pub cores: u32,
+}
+
+/// What an attempt hands over. The blobs are stored before the event is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberResult {
+    /// Final weights, safetensors.
+    pub checkpoint: BlobRef,
+    /// The trainer's own probabilities for the test images, safetensors.
+    pub predictions: BlobRef,
+    /// Share of validation images labelled right, 0..1; absent without a validation split.
+    pub validation_accuracy: Option<f64>,
+    /// Wall seconds from first to last step.
+    pub train_seconds: f64,
+    /// CPU seconds of the same span.
+    pub train_cpu_seconds: f64,
+    /// What it was trained on.
+    pub class: DeterminismClass,
+}
+
+/// What the coordinator found when it predicted the test images with a checkpoint itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// Test images labelled right.
+    pub test_correct: u32,
+    /// Test images.
+    pub test_total: u32,
+    /// Test images that the trainer's own predictions label otherwise.
+    pub disagreements: u32,
+    /// The coordinator's probabilities, safetensors.
+    pub predictions: BlobRef,
+}
+
+/// Why a worker's session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkerEnd {
+    /// It said good-bye; what it still held was given back, nothing is charged.
+    Left,
+    /// Its process was seen to end; what it held is lost.
+    Crashed,
+    /// It was silent for longer than the orphan window; what it held is lost.
+    Silent,
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RunOutcome {
+    /// Every member is committed.
+    Completed {},
+    /// A member cannot be trained.
+    Failed {
+        /// The member.
+        member: MemberIndex,
+    },
+    /// Someone asked for it.
+    Cancelled {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Something that happened. Stored before anyone sees its effect; replayed through the same `apply`.
+///
+/// An event says the cause once; what follows from it without a choice (the other attempts of a committed member are
+/// superseded, the members of an ended run are cancelled) is done by `apply` and not stored.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Event {
+    /// A worker opened a session, or opened its old one again.
+    WorkerRegistered {
+        /// The session.
+        worker: WorkerId,
+        /// The process; one session each.
+        instance: InstanceId,
+        /// What it says about itself.
+        profile: WorkerProfile,
+        /// When.
+        at: WallTime,
+    },
+    /// A worker gets no new work from now on.
+    WorkerDraining {
+        /// The worker.
+        worker: WorkerId,
+        /// When.
+        at: WallTime,
+    },
+    /// A worker's session ended.
+    WorkerClosed {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        cause: WorkerEnd,
+        /// When.
+        at: WallTime,
+    },
+    /// A run began; all its members are queued.
+    RunSubmitted {
+        /// The run.
+        run: RunId,
+        /// What is asked for.
+        request: RunRequest,
+        /// What its members' seeds are derived from.
+        seed: u64,
+        /// When.
+        at: WallTime,
+    },
+    /// A worker was given a member.
+    AttemptOffered {
+        /// The new attempt.
+        attempt: AttemptId,
+        /// Its token.
+        token: Token,
+        /// The member's run.
+        run: RunId,
+        /// The member.
+        member: MemberIndex,
+        /// The worker.
+        worker: WorkerId,
+        /// When.
+        at: WallTime,
+    },
+    /// The worker reported the attempt for the first time.
+    AttemptStarted {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// The trainer runs and says on what.
+    AttemptClassified {
+        /// The attempt.
+        attempt: AttemptId,
+        /// On what.
+        class: DeterminismClass,
+    },
+    /// Training is done, the result is on its way.
+    AttemptUploading {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// The lease ran out. The member is queued again; the attempt is still welcome back.
+    AttemptSuspected {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// A suspect or lost attempt was heard of again.
+    AttemptReturned {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// The orphan window is over, or the worker's process ended. Charged to the loss budget.
+    AttemptLost {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// The worker gave the attempt up.
+    AttemptFailed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why, for programs. Never [`FailureKind::Drained`], which has its own event.
+        kind: FailureKind,
+        /// Why, for people.
+        message: String,
+        /// When.
+        at: WallTime,
+    },
+    /// The worker gave the attempt back because it leaves. Never charged.
+    AttemptDrained {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// An attempt that was offered but never reported became needless, because a suspect one returned.
+    AttemptSuperseded {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: WallTime,
+    },
+    /// A result was handed over and waits for verification.
+    ResultReceived {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The result.
+        result: MemberResult,
+        /// When.
+        at: WallTime,
+    },
+    /// Verification refused the result. Charged to the member.
+    ResultRejected {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at: WallTime,
+    },
+    /// Verification accepted the result: the attempt won, the member is committed, its other attempts are superseded.
+    MemberCommitted {
+        /// The attempt that won.
+        attempt: AttemptId,
+        /// What the coordinator found.
+        verification: Verification,
+        /// When.
+        at: WallTime,
+    },
+    /// A member cannot be trained.
+    MemberFailed {
+        /// The member's run.
+        run: RunId,
+        /// The member.
+        member: MemberIndex,
+        /// When.
+        at: WallTime,
+    },
+    /// A run ended; its open members are cancelled and their attempts too.
+    RunFinished {
+        /// The run.
+        run: RunId,
+        /// How.
+        outcome: RunOutcome,
+        /// When.
+        at: WallTime,
+    },
+}
+
+impl Event {
+    /// Says whether a waiting worker may have something to do now: a member became free, or an attempt is to stop.
+    pub fn wakes_workers(&self) -> bool {
+        match self {
+            Self::RunSubmitted { .. }
+            | Self::WorkerDraining { .. }
+            | Self::WorkerClosed { .. }
+            | Self::AttemptSuspected { .. }
+            | Self::AttemptLost { .. }
+            | Self::AttemptFailed { .. }
+            | Self::AttemptDrained { .. }
+            | Self::AttemptSuperseded { .. }
+            | Self::ResultRejected { .. }
+            | Self::MemberCommitted { .. }
+            | Self::MemberFailed { .. }
+            | Self::RunFinished { .. } => true,
+            Self::WorkerRegistered { .. }
+            | Self::AttemptOffered { .. }
+            | Self::AttemptStarted { .. }
+            | Self::AttemptClassified { .. }
+            | Self::AttemptUploading { .. }
+            | Self::AttemptReturned { .. }
+            | Self::ResultReceived { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The state as people are shown it: copies without secrets.
+
+use plurality_common::{
+    attempt::{DeterminismClass, Progress},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    id::{AttemptId, MemberIndex, RunId, WorkerId},
+};
+
+use super::{
+    event::{MemberResult, RecipeText, RunOutcome, RunRequest, Verification, WorkerProfile},
+    state::{AttemptStatus, MemberStatus},
+    time::WallTime,
+};
+
+/// A run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunView {
+    /// Its id.
+    pub id: RunId,
+    /// What was asked for.
+    pub request: RunRequest,
+    /// What its members' seeds are derived from.
+    pub seed: u64,
+    /// None while it goes on.
+    pub outcome: Option<RunOutcome>,
+    /// Why it failed or was cancelled, each attempt's reason included; empty otherwise.
+    pub message: String,
+    /// By index.
+    pub members: Vec<MemberView>,
+    /// When it was asked for.
+    pub submitted_at: WallTime,
+    /// When it ended.
+    pub finished_at: Option<WallTime>,
+}
+
+/// A member.
+#[derive(Clone, PartialEq, Debug)]
+pub struct MemberView {
+    /// Its number.
+    pub index: MemberIndex,
+    /// Where it stands.
+    pub status: MemberStatus,
+    /// Oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// Why nobody works on it, if it is queued: for people.
+    pub waiting: Option<String>,
+}
+
+/// An attempt.
+#[derive(Clone, PartialEq, Debug)]
+pub struct AttemptView {
+    /// Its id.
+    pub id: AttemptId,
+    /// The worker it was given to.
+    pub worker: WorkerId,
+    /// That worker's name.
+    pub worker_name: String,
+    /// That worker's device.
+    pub device: String,
+    /// Where it stands.
+    pub status: AttemptStatus,
+    /// Its last report; absent before the first, after the end, and after a restart until it reports again.
+    pub progress: Option<Progress>,
+    /// What it runs on, once known.
+    pub class: Option<DeterminismClass>,
+    /// What it handed over.
+    pub result: Option<MemberResult>,
+    /// When it was offered.
+    pub offered_at: WallTime,
+    /// When it was first reported.
+    pub started_at: Option<WallTime>,
+    /// When it ended.
+    pub ended_at: Option<WallTime>,
+}
+
+/// A committed member.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CommitView<'a> {
+    /// The attempt that won.
+    pub attempt: &'a AttemptView,
+    /// What it handed over.
+    pub result: &'a MemberResult,
+    /// What the coordinator found.
+    pub verification: &'a Verification,
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WorkerStatus {
+    /// Heard of within its lease.
+    Online,
+    /// Silent for longer; welcome back.
+    Suspect,
+    /// Takes no new work.
+    Draining,
+    /// Left, or silent for longer than the orphan window.
+    Gone,
+}
+
+/// A worker.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WorkerView {
+    /// Its session.
+    pub id: WorkerId,
+    /// What it says about itself.
+    pub profile: WorkerProfile,
+    /// Where it stands.
+    pub status: WorkerStatus,
+    /// Members it could begin now, as it last said, less those offered since.
+    pub free_slots: u32,
+    /// Attempts given to it that have not ended.
+    pub attempts: Vec<HeldAttemptView>,
+    /// Members it trained that are committed.
+    pub members_committed: u32,
+}
+
+/// An attempt as part of its worker.
+#[derive(Clone, PartialEq, Debug)]
+pub struct HeldAttemptView {
+    /// Its id.
+    pub id: AttemptId,
+    /// The member's run.
+    pub run: RunId,
+    /// The member.
+    pub member: MemberIndex,
+    /// Its last report.
+    pub progress: Option<Progress>,
+}
+
+/// A result that waits for the coordinator's judgement.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PendingVerification {
+    /// The attempt to name in [`super::Command::Verified`].
+    pub attempt: AttemptId,
+    /// The member's run.
+    pub run: RunId,
+    /// The member.
+    pub member: MemberIndex,
+    /// The run's seed, which the checkpoint must name.
+    pub run_seed: u64,
+    /// What it was trained by.
+    pub recipe: RecipeText,
+    /// What it was trained on.
+    pub dataset: DatasetRef,
+    /// What it is judged by.
+    pub test_labels: BlobRef,
+    /// What was handed over.
+    pub result: MemberResult,
+}
+
+impl MemberView {
+    /// Returns the attempt that won and what it brought, once the member is committed.
+    pub fn commit(&self) -> Option<CommitView<'_>> {
+        self.attempts.iter().find_map(|attempt| match (&attempt.status, &attempt.result) {
+            (AttemptStatus::Won(verification), Some(result)) => Some(CommitView { attempt, result, verification }),
+            _ => None,
+        })
+    }
+
+    /// Returns the newest attempt that is worth showing: the one that won, else the newest.
+    pub fn leading_attempt(&self) -> Option<&AttemptView> {
+        self.commit().map(|commit| commit.attempt).or(self.attempts.last())
+    }
+
+    /// Returns why attempts ended without a result, oldest first, one sentence each.
+    pub fn failures(&self) -> Vec<String> {
+        self.attempts.iter().filter_map(AttemptView::failure).collect()
+    }
+}
+
+impl AttemptView {
+    /// Returns why it ended without a result, for people.
+    pub fn failure(&self) -> Option<String> {
+        let worker = &self.worker_name;
+        match &self.status {
+            AttemptStatus::Failed { kind, message } => Some(format!("{worker}: {kind:?}: {message}")),
+            AttemptStatus::Rejected { reason } => Some(format!("{worker}: result rejected: {reason}")),
+            AttemptStatus::Lost => Some(format!("{worker}: worker lost")),
+            _ => None,
+        }
+    }
+}

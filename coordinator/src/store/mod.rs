@@ -1,0 +1,88 @@
+//! Where events are kept. What an event means is the core's business.
+//!
+//! A store holds events in the order in which they were appended, and loses none that it has acknowledged.
+
+mod lock;
+pub mod memory;
+pub mod sqlite;
+
+use std::{future::Future, io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::core::Event;
+
+pub use memory::MemoryStore;
+pub use sqlite::SqliteStore;
+
+/// A log of events with one writer.
+pub trait EventStore: Send + 'static {
+    /// Reads all events, oldest first.
+    fn load(&mut self) -> impl Future<Output = Result<Vec<Event>, StoreError>> + Send;
+
+    /// Appends `events` in one transaction: all are on disk when this returns, or none ever will be.
+    fn append(&mut self, events: &[Event]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Ends the use of the store and lets others open it.
+    fn close(self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Why events could not be read or written.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The folder cannot be made, or its lock file cannot be opened.
+    #[error("cannot use the state folder {folder}")]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another coordinator has the folder open.
+    #[error("state folder {folder} is in use by another coordinator, expected one coordinator per folder")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The database cannot be read or written.
+    #[error("event store failed to {action}")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// What the database said.
+        source: sqlx::Error,
+    },
+    /// The database was written by another version of the program, or by another program.
+    #[error("event log has format {found:?}, this program knows {known:?}")]
+    UnknownFormat {
+        /// What the database says.
+        found: String,
+        /// What this program reads.
+        known: &'static str,
+    },
+    /// Rows are missing.
+    #[error("event log is damaged: expected event {expected}, found {found}")]
+    Gap {
+        /// The number that should come next.
+        expected: i64,
+        /// The number that does.
+        found: i64,
+    },
+    /// A row's bytes are not those that were written.
+    #[error("event log is damaged: event {sequence} does not have the digest that was stored with it")]
+    Damaged {
+        /// The row.
+        sequence: i64,
+    },
+    /// A row is not an event of this format.
+    #[error("event log is damaged: event {sequence} cannot be read")]
+    Unreadable {
+        /// The row.
+        sequence: i64,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A test asked for it.
+    #[error("event store failed as the test demands")]
+    Injected,
+}

@@ -1,0 +1,135 @@
+//! Events in SQLite: the only module that holds SQL.
+
+use std::path::Path;
+
+use plurality_common::digest::{Digest, Hasher};
+use sqlx::{
+    ConnectOptions, Connection, Row, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
+};
+
+use super::{EventStore, StoreError, lock::FolderLock};
+use crate::core::{EVENTS_FORMAT, Event};
+
+/// The database's name within the state folder.
+const DATABASE_FILE: &str = "events.sqlite";
+
+/// `meta` names the format; `events` holds one JSON text a row. `digest` is SHA-256 over the previous row's digest and
+/// this row's body, so that a changed, missing or moved row is found: SQLite itself does not check what it reads.
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, body TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
+";
+const READ_FORMAT: &str = "SELECT value FROM meta WHERE key = 'format'";
+const WRITE_FORMAT: &str = "INSERT INTO meta (key, value) VALUES ('format', ?)";
+const READ_EVENTS: &str = "SELECT sequence, body, digest FROM events ORDER BY sequence";
+const APPEND_EVENT: &str = "INSERT INTO events (sequence, body, digest) VALUES (?, ?, ?)";
+
+/// An event log in a folder of its own.
+#[derive(Debug)]
+pub struct SqliteStore {
+    connection: SqliteConnection,
+    /// Number of the last event, 0 if none; numbers begin at 1 and have no gap.
+    last: i64,
+    /// Digest stored with the last event.
+    chain: Digest,
+    // Last, so that it is released after the connection is closed.
+    _lock: FolderLock,
+}
+
+impl SqliteStore {
+    /// Opens the log in `folder`, which is made if needed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::InUse`] if another coordinator has it open, [`StoreError::UnknownFormat`] if another version wrote
+    /// it, [`StoreError::Folder`] and [`StoreError::Database`] if the system refuses.
+    pub async fn open(folder: &Path) -> Result<Self, StoreError> {
+        let lock = FolderLock::take(folder)?;
+        let options = SqliteConnectOptions::new()
+            .filename(folder.join(DATABASE_FILE))
+            .create_if_missing(true)
+            .locking_mode(SqliteLockingMode::Exclusive)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .disable_statement_logging();
+        let mut connection = options.connect().await.map_err(failed_to("open"))?;
+        sqlx::raw_sql(SCHEMA).execute(&mut connection).await.map_err(failed_to("make its tables"))?;
+        check_format(&mut connection).await?;
+        Ok(Self { connection, last: 0, chain: empty_chain(), _lock: lock })
+    }
+}
+
+impl EventStore for SqliteStore {
+    async fn load(&mut self) -> Result<Vec<Event>, StoreError> {
+        let rows = sqlx::query(READ_EVENTS).fetch_all(&mut self.connection).await.map_err(failed_to("read"))?;
+        let mut events = Vec::with_capacity(rows.len());
+        (self.last, self.chain) = (0, empty_chain());
+        for row in rows {
+            let sequence: i64 = row.try_get("sequence").map_err(failed_to("read"))?;
+            if sequence != self.last + 1 {
+                return Err(StoreError::Gap { expected: self.last + 1, found: sequence });
+            }
+            let body: String = row.try_get("body").map_err(failed_to("read"))?;
+            let stored: String = row.try_get("digest").map_err(failed_to("read"))?;
+            let digest = link(&self.chain, &body);
+            if stored != digest.to_string() {
+                return Err(StoreError::Damaged { sequence });
+            }
+            events.push(serde_json::from_str(&body).map_err(|source| StoreError::Unreadable { sequence, source })?);
+            (self.last, self.chain) = (sequence, digest);
+        }
+        Ok(events)
+    }
+
+    async fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        let mut transaction = self.connection.begin().await.map_err(failed_to("begin a transaction"))?;
+        let (mut last, mut chain) = (self.last, self.chain);
+        for event in events {
+            let body = serde_json::to_string(event).expect("an event holds only text, finite numbers and enums");
+            (last, chain) = (last + 1, link(&chain, &body));
+            let row = sqlx::query(APPEND_EVENT).bind(last).bind(body).bind(chain.to_string());
+            row.execute(&mut *transaction).await.map_err(failed_to("append"))?;
+        }
+        transaction.commit().await.map_err(failed_to("commit"))?;
+        (self.last, self.chain) = (last, chain);
+        Ok(())
+    }
+
+    async fn close(self) -> Result<(), StoreError> {
+        self.connection.close().await.map_err(failed_to("close"))
+    }
+}
+
+/// Writes the format into a new database, checks it in an old one.
+async fn check_format(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let row = sqlx::query(READ_FORMAT).fetch_optional(&mut *connection).await.map_err(failed_to("read its format"))?;
+    let Some(row) = row else {
+        let write = sqlx::query(WRITE_FORMAT).bind(EVENTS_FORMAT);
+        write.execute(connection).await.map_err(failed_to("write its format"))?;
+        return Ok(());
+    };
+    let found: String = row.try_get("value").map_err(failed_to("read its format"))?;
+    if found != EVENTS_FORMAT {
+        return Err(StoreError::UnknownFormat { found, known: EVENTS_FORMAT });
+    }
+    Ok(())
+}
+
+/// Returns what the first event's digest follows on.
+fn empty_chain() -> Digest {
+    Digest::of(EVENTS_FORMAT.as_bytes())
+}
+
+/// Returns the digest of a row after a row with digest `previous`.
+fn link(previous: &Digest, body: &str) -> Digest {
+    let mut hasher = Hasher::default();
+    hasher.update(previous.to_string().as_bytes());
+    hasher.update(body.as_bytes());
+    hasher.finish()
+}
+
+/// Names what was tried when the database failed.
+fn failed_to(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError::Database { action, source }
+}
