@@ -1,0 +1,16 @@
+//! Gives `worker-trainer` the places where the loader finds LibTorch; `worker` must not link it.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_TORCH").is_none() {
+        return;
+    }
+    // `torch-sys` declares `links = "tch"` and says which folder it linked against.
+    if let Some(folder) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") {
+        for target in ["bin=worker-trainer", "test=trainer"] {
+            println!("cargo:rustc-link-arg-{target}=-Wl,-rpath,{}", folder.display());
+        }
+    }
+    // A package puts LibTorch beside the binary or into `../lib`.
+    println!("cargo:rustc-link-arg-bin=worker-trainer=-Wl,-rpath,$ORIGIN/../lib,-rpath,$ORIGIN");
+}

@@ -1,0 +1,116 @@
+//! Why a training ended without a result.
+
+use std::{io, path::PathBuf};
+
+use plurality_common::{attempt::FailureKind, idx::IdxError, recipe::shape::ShapeError};
+
+/// Why a training ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The specification is no JSON of the kind expected.
+    #[error("trainer specification is unreadable")]
+    Specification(#[source] serde_json::Error),
+    /// Standard input ended or failed before the specification.
+    #[error("trainer specification did not arrive")]
+    SpecificationMissing(#[source] io::Error),
+    /// The specification is of another format.
+    #[error("trainer format is `{found}`, this trainer knows `{known}`")]
+    Format {
+        /// What the specification says.
+        found: String,
+        /// What this trainer speaks.
+        known: &'static str,
+    },
+    /// The device is not one that this process can use.
+    #[error("device `{found}` cannot be used: {reason}")]
+    Device {
+        /// What the specification asks for.
+        found: String,
+        /// What was looked for and not found.
+        reason: &'static str,
+    },
+    /// The layers do not fit the images.
+    #[error("network does not fit the images")]
+    Shape(#[from] ShapeError),
+    /// A file of the dataset cannot be read.
+    #[error("dataset file `{}` cannot be read", name.display())]
+    DatasetFile {
+        /// File name without its folder.
+        name: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file of the dataset is malformed.
+    #[error("dataset is malformed")]
+    Dataset(#[from] IdxError),
+    /// The dataset has fewer images than the recipe needs, or images and labels do not agree.
+    #[error("dataset has {found} {what}, the recipe needs {needed}")]
+    DatasetSize {
+        /// Of which kind.
+        what: &'static str,
+        /// How many there are.
+        found: u64,
+        /// How many are needed.
+        needed: u64,
+    },
+    /// The loss or a weight is NaN or infinite.
+    #[error("{what} is {value} at step {step}, learning rate {rate}; the last finite loss was {last_finite:?}")]
+    Numeric {
+        /// What left the finite numbers.
+        what: String,
+        /// Its value.
+        value: f64,
+        /// Steps done.
+        step: u64,
+        /// Learning rate of the last step.
+        rate: f64,
+        /// Mean loss of the last report that was finite.
+        last_finite: Option<f64>,
+    },
+    /// A result file cannot be written.
+    #[error("file `{name}` cannot be written")]
+    Output {
+        /// File name without its folder.
+        name: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// LibTorch or this program failed.
+    #[error("trainer panicked: {message}")]
+    Panic {
+        /// What the panic said.
+        message: String,
+    },
+    /// The probabilities of the test images are not a distribution.
+    #[error("predictions are unusable")]
+    Predictions(#[from] plurality_common::predictions::PredictionsError),
+}
+
+impl TrainError {
+    /// Returns what the coordinator is told: decides whether another attempt makes sense.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Numeric { .. } | Self::Predictions(_) => FailureKind::Numeric,
+            Self::Specification(_)
+            | Self::SpecificationMissing(_)
+            | Self::Format { .. }
+            | Self::Device { .. }
+            | Self::Shape(_) => FailureKind::Incompatible,
+            Self::DatasetFile { .. } | Self::Dataset(_) | Self::DatasetSize { .. } => FailureKind::Dataset,
+            Self::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::DiskFull,
+            Self::Output { .. } | Self::Panic { .. } => FailureKind::Internal,
+        }
+    }
+
+    /// Returns the error and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,120 @@
+//! `worker-trainer`: trains one member in a process of its own, and is the only program that links LibTorch.
+//!
+//! A training that crashes, hangs or eats all memory costs one attempt and not the worker; seeds and thread counts of
+//! LibTorch belong to a process, so one process trains one member.
+
+mod augment;
+mod class;
+mod clock;
+mod data;
+mod dropout;
+mod error;
+mod evaluate;
+mod init;
+mod network;
+mod optimiser;
+mod order;
+mod output;
+mod parameters;
+mod pipe;
+mod schedule;
+mod train;
+
+use std::{panic, process::ExitCode};
+
+use clap::Parser;
+use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
+use tch::{Cuda, Device};
+
+use error::TrainError;
+
+/// Trains one member: reads a specification from standard input, writes events to standard output.
+#[derive(Parser)]
+#[command(name = "worker-trainer", version)]
+struct Arguments {
+    /// Prints the determinism class as JSON and exits.
+    #[arg(long)]
+    check: bool,
+    /// Device of --check.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads of --check.
+    #[arg(long, default_value_t = 1)]
+    threads: u32,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = if arguments.check {
+        check(&arguments)
+    } else {
+        let outcome = caught(|| pipe::receive().and_then(|spec| run(&spec)));
+        pipe::send(outcome.as_ref().unwrap_or_else(|error| error));
+        return if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints the determinism class, which also shows that LibTorch can be loaded.
+fn check(arguments: &Arguments) -> Result<(), TrainError> {
+    set_threads(arguments.threads);
+    let class = class::determinism_class(device(&arguments.device)?, arguments.threads);
+    println!("{}", serde_json::to_string(&class).expect("a class holds only text and numbers, which JSON can say"));
+    Ok(())
+}
+
+fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {
+    set_threads(spec.threads);
+    let device = device(&spec.device)?;
+    let dataset = data::Dataset::read(spec)?;
+    pipe::send(&TrainerEvent::Started {
+        format: TRAINER_FORMAT.to_owned(),
+        class: class::determinism_class(device, spec.threads),
+        steps_total: spec.recipe.steps_total(),
+        epochs_total: spec.recipe.training.epochs,
+    });
+    train::train(spec, &dataset, device, &mut |event| pipe::send(&event))
+}
+
+/// Sets LibTorch's threads; it must not have computed anything before.
+fn set_threads(threads: u32) {
+    tch::set_num_interop_threads(1);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
+/// Understands `cpu` and `cuda:N`; never takes the CPU instead of a GPU that is not there.
+fn device(name: &str) -> Result<Device, TrainError> {
+    let unusable = |reason| TrainError::Device { found: name.to_owned(), reason };
+    let number = match name.split_once(':') {
+        None if name == "cpu" => return Ok(Device::Cpu),
+        None if name == "cuda" => 0,
+        Some(("cuda", number)) => number.parse().map_err(|_| unusable("expected `cpu` or `cuda:N`"))?,
+        _ => return Err(unusable("expected `cpu` or `cuda:N`")),
+    };
+    if !Cuda::is_available() {
+        return Err(unusable("LibTorch was loaded without libtorch_cuda.so, or the driver shows no GPU"));
+    }
+    if i64::try_from(number).is_ok_and(|number: i64| number < Cuda::device_count()) {
+        return Ok(Device::Cuda(number));
+    }
+    Err(unusable("the driver shows fewer GPUs"))
+}
+
+/// Runs `work`; a panic, which is how tch reports most of LibTorch's errors, becomes an error with its text. Returns
+/// the last event either way.
+fn caught(
+    work: impl FnOnce() -> Result<TrainerEvent, TrainError> + panic::UnwindSafe,
+) -> Result<TrainerEvent, TrainerEvent> {
+    let result = panic::catch_unwind(work).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let message = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text").to_owned();
+        Err(TrainError::Panic { message })
+    });
+    result.map_err(|error| TrainerEvent::Failed { kind: error.kind(), message: error.chain() })
+}

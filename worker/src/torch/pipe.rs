@@ -1,0 +1,42 @@
+//! The pipe to the worker: one specification in, events out.
+
+use std::{
+    io::{self, BufRead, Read as _, Write as _},
+    process, thread,
+};
+
+use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
+
+use super::error::TrainError;
+
+/// Exit code when the worker is gone: nobody reads it.
+const ORPHANED: i32 = 3;
+/// Longest specification; a recipe of a thousand layers is below 100 KiB.
+const SPECIFICATION_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads the specification, then watches for the end of standard input: it means that the worker is gone, and ends this
+/// process at once.
+pub fn receive() -> Result<TrainerSpec, TrainError> {
+    let mut line = String::new();
+    io::stdin().lock().take(SPECIFICATION_BYTES_MAX).read_line(&mut line).map_err(TrainError::SpecificationMissing)?;
+    let spec: TrainerSpec = serde_json::from_str(&line).map_err(TrainError::Specification)?;
+    if spec.format != TRAINER_FORMAT {
+        return Err(TrainError::Format { found: spec.format, known: TRAINER_FORMAT });
+    }
+    thread::spawn(|| {
+        // An error counts as an end, and whatever else is sent has no meaning.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        process::exit(ORPHANED)
+    });
+    Ok(spec)
+}
+
+/// Writes one event; ends this process if nobody reads it.
+pub fn send(event: &TrainerEvent) {
+    let mut line = serde_json::to_string(event).expect("events hold only text and numbers, which JSON can say");
+    line.push('\n');
+    let mut out = io::stdout().lock();
+    if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
+        process::exit(ORPHANED);
+    }
+}
