@@ -1,0 +1,374 @@
+//! One attempt from its start to its end: dataset, trainer, upload, commit.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use plurality_common::{
+    attempt::{DeterminismClass, FailureKind, Handle, Phase},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    limits::BLOB_BYTES_MAX,
+    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+};
+use plurality_proto::v1::{self, worker_service_client::WorkerServiceClient};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tonic::transport::Channel;
+
+use super::{
+    assignment::{Assignment, AssignmentError},
+    board::Report,
+    cache::{Cache, describe_file},
+    failure::Failure,
+    server::{Link, worker_id},
+    transfer::{Transfer, in_time},
+    tries::{Refused, Tries},
+};
+use crate::{
+    config::ResolvedDevice,
+    trainer::{Program, Trainer},
+};
+
+/// How long an answer to `Commit` or `Fail` may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a finished result may still be handed over when the worker is leaving.
+const HAND_OVER_GRACE: Duration = Duration::from_secs(5);
+/// How long a leaving worker tries to give an attempt back.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Times that a coordinator may ask for the same blobs again before it counts as broken.
+const COMMIT_ROUNDS_MAX: u32 = 5;
+
+/// What attempts share.
+#[derive(Debug)]
+pub struct Context {
+    /// One permit for each member that may be trained at a time.
+    pub slots: Arc<Semaphore>,
+    /// Datasets, and folders for attempts.
+    pub cache: Cache,
+    /// For results.
+    pub transfer: Transfer,
+    /// For commits and failures.
+    pub client: WorkerServiceClient<Channel>,
+    /// Whether the coordinator answers.
+    pub link: watch::Receiver<Link>,
+    /// What trains.
+    pub program: Program,
+    /// On what it trains.
+    pub device: ResolvedDevice,
+    /// Threads of each training.
+    pub threads: u32,
+}
+
+/// What the agent wants of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Go on.
+    GoOn,
+    /// The worker leaves: end the training and give the attempt back.
+    GiveBack,
+    /// Nobody wants the result: end at once, say nothing.
+    Forget,
+}
+
+/// One attempt of this worker.
+pub struct Attempt {
+    /// What all attempts share.
+    pub context: Arc<Context>,
+    /// The right to speak for it.
+    pub handle: Handle,
+    /// What the agent wants.
+    pub orders: watch::Receiver<Order>,
+    /// What it says of itself.
+    pub report: watch::Sender<Report>,
+}
+
+/// Why an attempt did not come to its commit.
+enum Ended {
+    Forgotten,
+    GivenBack,
+    Failed(Failure),
+}
+
+impl<F: Into<Failure>> From<F> for Ended {
+    fn from(failure: F) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
+/// What a training brought, beside its files.
+struct Trained {
+    class: DeterminismClass,
+    validation_accuracy: Option<f64>,
+    train_seconds: f64,
+    train_cpu_seconds: f64,
+}
+
+/// The files of a dataset.
+struct DatasetFiles {
+    train_images: PathBuf,
+    train_labels: PathBuf,
+    test_images: PathBuf,
+}
+
+impl Attempt {
+    /// Brings the attempt to its end; returns when the coordinator knows, or does not want to.
+    pub async fn run(mut self, assignment: Result<Assignment, AssignmentError>) {
+        match self.work(assignment).await {
+            Ok(()) => {}
+            Err(Ended::Forgotten) => tracing::info!("stopped and forgotten"),
+            Err(Ended::GivenBack) => self.give_back().await,
+            Err(Ended::Failed(failure)) => {
+                tracing::warn!("failed ({:?}): {}", failure.kind, failure.message);
+                let mut orders = self.orders.clone();
+                tokio::select! {
+                    _ended = ordered_with_grace(&mut orders, &self.context.link) => {}
+                    () = self.report_failure(failure) => {}
+                }
+            }
+        }
+    }
+
+    async fn work(&mut self, assignment: Result<Assignment, AssignmentError>) -> Result<(), Ended> {
+        let assignment = assignment?;
+        let context = Arc::clone(&self.context);
+        let mut orders = self.orders.clone();
+        let prepare = async {
+            let slot = context.slots.acquire().await.expect("the slots are never closed");
+            let files = context.fetch(assignment.dataset).await?;
+            let folder = context.cache.attempt_folder();
+            let folder = folder.map_err(|error| Failure::from_file("make a folder for the attempt", &error))?;
+            Ok((slot, files, folder))
+        };
+        let (_slot, files, folder) = tokio::select! {
+            biased;
+            ended = ordered(&mut orders) => return Err(ended),
+            prepared = prepare => prepared.map_err(Ended::Failed)?,
+        };
+        let spec = context.spec(&assignment, files, folder.path());
+        let trained = self.train(&spec).await?;
+        if let Some(accuracy) = trained.validation_accuracy {
+            tracing::info!("trained in {:.1} s, validation accuracy {accuracy:.4}", trained.train_seconds);
+        } else {
+            tracing::info!("trained in {:.1} s", trained.train_seconds);
+        }
+        self.report.send_modify(|report| report.progress.phase = Phase::Uploading);
+        tokio::select! {
+            biased;
+            handed_over = self.hand_over(&trained, folder.path()) => Ok(handed_over?),
+            ended = ordered_with_grace(&mut orders, &context.link) => Err(ended),
+        }
+    }
+
+    async fn train(&mut self, spec: &TrainerSpec) -> Result<Trained, Ended> {
+        let mut trainer = tokio::select! {
+            biased;
+            ended = ordered(&mut self.orders) => return Err(ended),
+            started = Trainer::start(&self.context.program, spec) => started?,
+        };
+        let followed = tokio::select! {
+            biased;
+            ended = ordered(&mut self.orders) => Err(ended),
+            trained = follow(&mut trainer, &self.report) => trained.map_err(Ended::Failed),
+        };
+        match &followed {
+            Ok(_) => trainer.finish().await,
+            Err(_) => trainer.kill().await,
+        }
+        if matches!(&followed, Err(Ended::Failed(failure)) if failure.kind == FailureKind::Dataset) {
+            self.context.cache.forget_all();
+        }
+        followed
+    }
+
+    async fn hand_over(&self, trained: &Trained, folder: &Path) -> Result<(), Failure> {
+        let checkpoint_path = folder.join(CHECKPOINT_FILE);
+        let predictions_path = folder.join(PREDICTIONS_FILE);
+        let checkpoint = describe_result(&checkpoint_path).await?;
+        let predictions = describe_result(&predictions_path).await?;
+        for _ in 0..COMMIT_ROUNDS_MAX {
+            let files = [(checkpoint, checkpoint_path.as_path()), (predictions, predictions_path.as_path())];
+            self.context.transfer.upload_missing(&files).await?;
+            let response = match self.commit(trained, checkpoint, predictions).await {
+                Ok(response) => response,
+                Err(refused) => {
+                    tracing::error!("the result is lost: {refused}");
+                    return Ok(());
+                }
+            };
+            match response.outcome() {
+                v1::CommitOutcome::Accepted => {
+                    tracing::info!("handed over");
+                    return Ok(());
+                }
+                v1::CommitOutcome::Superseded => {
+                    tracing::info!("another attempt was first");
+                    return Ok(());
+                }
+                v1::CommitOutcome::Rejected | v1::CommitOutcome::Unspecified => {
+                    tracing::warn!("the coordinator rejected the result: {}", response.message);
+                    return Ok(());
+                }
+                v1::CommitOutcome::BlobsMissing => tracing::warn!("the coordinator lacks files of the result again"),
+            }
+        }
+        let message = format!("the coordinator lacked uploaded files {COMMIT_ROUNDS_MAX} times");
+        Err(Failure::new(FailureKind::Internal, &message))
+    }
+
+    async fn commit(
+        &self,
+        trained: &Trained,
+        checkpoint: BlobRef,
+        predictions: BlobRef,
+    ) -> Result<v1::CommitResponse, Refused> {
+        let mut link = self.context.link.clone();
+        let mut tries = Tries::new("commit a result", link.clone());
+        loop {
+            let request = v1::CommitRequest {
+                worker_id: worker_id(&mut link).await.as_str().to_owned(),
+                handle: Some(self.handle.clone().into()),
+                checkpoint: Some(checkpoint.into()),
+                predictions: Some(predictions.into()),
+                validation_accuracy: trained.validation_accuracy,
+                train_seconds: trained.train_seconds,
+                train_cpu_seconds: trained.train_cpu_seconds,
+                determinism_class: Some(trained.class.clone().into()),
+            };
+            match in_time(CALL_TIMEOUT, self.context.client.clone().commit(request)).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => tries.pause(&status).await?,
+            }
+        }
+    }
+
+    /// Tells the coordinator why there is no result, until it has heard.
+    async fn report_failure(&self, failure: Failure) {
+        let mut link = self.context.link.clone();
+        let mut tries = Tries::new("report a failed attempt", link.clone());
+        loop {
+            let request = v1::FailRequest {
+                worker_id: worker_id(&mut link).await.as_str().to_owned(),
+                handle: Some(self.handle.clone().into()),
+                kind: v1::FailureKind::from(failure.kind).into(),
+                message: failure.message.clone(),
+            };
+            let Err(status) = in_time(CALL_TIMEOUT, self.context.client.clone().fail(request)).await else {
+                return;
+            };
+            if let Err(refused) = tries.pause(&status).await {
+                tracing::warn!("{refused}");
+                return;
+            }
+        }
+    }
+
+    async fn give_back(&self) {
+        let failure = Failure::new(FailureKind::Drained, "the worker was asked to leave");
+        // Without a coordinator there is nobody to tell; it finds out by the lease.
+        if !self.context.link.borrow().is_up() {
+            tracing::warn!("given up: the coordinator cannot be told");
+        } else if timeout(GIVE_BACK_TIMEOUT, self.report_failure(failure)).await.is_ok() {
+            tracing::info!("given back");
+        } else {
+            tracing::warn!("given up: the coordinator did not answer in time");
+        }
+    }
+}
+
+impl Context {
+    async fn fetch(&self, dataset: DatasetRef) -> Result<DatasetFiles, Failure> {
+        Ok(DatasetFiles {
+            train_images: self.cache.fetch(dataset.train_images).await?,
+            train_labels: self.cache.fetch(dataset.train_labels).await?,
+            test_images: self.cache.fetch(dataset.test_images).await?,
+        })
+    }
+
+    fn spec(&self, assignment: &Assignment, files: DatasetFiles, out: &Path) -> TrainerSpec {
+        let DatasetFiles { train_images, train_labels, test_images } = files;
+        TrainerSpec {
+            format: TRAINER_FORMAT.to_owned(),
+            recipe: assignment.recipe.clone(),
+            run_seed: assignment.run_seed,
+            member: assignment.member.0,
+            train_images,
+            train_labels,
+            test_images,
+            device: self.device.to_string(),
+            threads: self.threads,
+            out: out.to_owned(),
+        }
+    }
+}
+
+/// Reads events and reports progress until the training is over.
+async fn follow(trainer: &mut Trainer, report: &watch::Sender<Report>) -> Result<Trained, Failure> {
+    let mut seen = None;
+    loop {
+        match trainer.next().await? {
+            TrainerEvent::Started { format: _, class, steps_total, epochs_total } => {
+                tracing::info!("training {steps_total} steps in {epochs_total} passes on {}", class.device_model);
+                seen = Some(class.clone());
+                report.send_modify(|report| {
+                    report.class = Some(class);
+                    report.progress.phase = Phase::Training;
+                    report.progress.steps_total = steps_total;
+                    report.progress.epochs_total = epochs_total;
+                });
+            }
+            TrainerEvent::Progress { step, epoch, loss, images_per_second, validation_accuracy } => {
+                report.send_modify(|report| {
+                    let progress = &mut report.progress;
+                    (progress.step, progress.epoch, progress.loss) = (step, epoch, Some(loss));
+                    progress.images_per_second = images_per_second;
+                    progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
+                });
+            }
+            TrainerEvent::Finished { validation_accuracy, train_seconds, train_cpu_seconds } => {
+                let class = seen.expect("a trainer says that it has started before it says that it has finished");
+                return Ok(Trained { class, validation_accuracy, train_seconds, train_cpu_seconds });
+            }
+            TrainerEvent::Failed { kind, message } => return Err(Failure::new(kind, &message)),
+        }
+    }
+}
+
+async fn describe_result(path: &Path) -> Result<BlobRef, Failure> {
+    let blob = describe_file(path).await.map_err(|error| {
+        let name = path.file_name().unwrap_or_default().display();
+        Failure::from_file(&format!("read the trainer's {name}"), &error)
+    })?;
+    if blob.size_bytes > BLOB_BYTES_MAX {
+        let message = format!("the trainer wrote a file of {} bytes, allowed are {BLOB_BYTES_MAX}", blob.size_bytes);
+        return Err(Failure::new(FailureKind::Internal, &message));
+    }
+    Ok(blob)
+}
+
+/// Waits for an order to end.
+async fn ordered(orders: &mut watch::Receiver<Order>) -> Ended {
+    match orders.wait_for(|order| *order != Order::GoOn).await.as_deref() {
+        Ok(Order::GiveBack) => Ended::GivenBack,
+        Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
+    }
+}
+
+/// Waits for an order to end; one to give back has effect only after a while, unless there is no coordinator to take the
+/// result in the meantime.
+async fn ordered_with_grace(orders: &mut watch::Receiver<Order>, link: &watch::Receiver<Link>) -> Ended {
+    let first = ordered(orders).await;
+    if !matches!(first, Ended::GivenBack) {
+        return first;
+    }
+    let mut link = link.clone();
+    tokio::select! {
+        _ = orders.wait_for(|order| *order == Order::Forget) => Ended::Forgotten,
+        _ = link.wait_for(|link| !link.is_up()) => Ended::GivenBack,
+        () = sleep(HAND_OVER_GRACE) => Ended::GivenBack,
+    }
+}

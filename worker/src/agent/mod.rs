@@ -1,0 +1,367 @@
+//! The agent: takes the coordinator's instructions, runs attempts in slots, and leaves in order.
+//!
+//! One task owns which attempts are held. Each attempt is a task that reports through a watch of its own; the session has
+//! a thread of its own and reads those watches through the [`board`]. So a heartbeat waits for nobody.
+
+mod assignment;
+mod attempt;
+mod backoff;
+mod board;
+mod cache;
+mod device;
+mod failure;
+mod scratch;
+mod server;
+mod session;
+mod transfer;
+mod tries;
+
+use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
+
+use plurality_common::{attempt::Handle, id::AttemptId, limits::ORPHAN_TIMEOUT};
+use plurality_proto::v1::{self, instruction::Kind, worker_service_client::WorkerServiceClient};
+use thiserror::Error;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::{self, JoinError, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::{
+    attempt::{Attempt, Context, Order},
+    backoff::Dice,
+    board::{Board, Holding, Report},
+    cache::Cache,
+    scratch::{Scratch, ScratchError},
+    server::{Link, LinkState, Server},
+    session::{Identity, Session, SessionEvent},
+    transfer::Transfer,
+};
+use crate::{
+    cli,
+    config::{self, ResolvedDevice, Settings},
+    trainer::{Program, TrainerError},
+};
+
+/// Batches of instructions on their way from the session to the agent; each is answered before the next is sent.
+const SESSION_EVENTS_MAX: usize = 4;
+/// How long a leaving worker tries to hand over and give back, before it leaves anyway. With the farewell it stays below
+/// the 10 s after which service managers kill.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
+/// How long the session may take to say farewell and end.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Attempts held for each slot: a new one may be given while the one before is tidied away.
+const HELD_PER_SLOT_MAX: u32 = 2;
+
+/// The worker cannot go on.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The trainer cannot run here, or not on the device asked for.
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    /// The trainer's program cannot be located.
+    #[error("failed to locate this program")]
+    Program(#[source] io::Error),
+    /// The cache folder cannot be used.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The coordinator's address cannot be used.
+    #[error("failed to use the coordinator's address")]
+    Address(#[from] tonic::transport::Error),
+    /// The session has no thread.
+    #[error("failed to start the session")]
+    Session(#[source] io::Error),
+    /// The coordinator refuses this worker for good.
+    #[error("the coordinator refused this worker: {message}")]
+    Refused {
+        /// The coordinator's words.
+        message: String,
+    },
+}
+
+impl AgentError {
+    /// Returns what the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Trainer(_) => cli::TRAINER_UNUSABLE,
+            Self::Refused { .. } => cli::REFUSED,
+            Self::Program(_) | Self::Scratch(_) | Self::Address(_) | Self::Session(_) => cli::FAILURE,
+        }
+    }
+}
+
+/// Works for the coordinator until `leave` is cancelled or the coordinator drains the worker.
+///
+/// # Errors
+///
+/// When the trainer or the cache cannot be used, or the coordinator refuses this worker.
+pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), AgentError> {
+    let program = Program::locate(settings.trainer.as_deref()).map_err(AgentError::Program)?;
+    let chosen = tokio::select! {
+        () = leave.cancelled() => return Ok(()),
+        chosen = device::choose(&program, settings.device, settings.threads_per_slot) => chosen?,
+    };
+    let (device, class) = chosen;
+    let identity = identify(&settings, device);
+    tracing::info!("{}: {} slots on {device}, {class}", identity.name, identity.slots);
+    if !settings.connect.is_loopback() {
+        tracing::warn!("the connection to {} is not encrypted", settings.connect);
+    }
+    let (cache_folder, instance_id) = (settings.cache.clone(), identity.instance_id.clone());
+    let scratch = task::spawn_blocking(move || Scratch::open(&cache_folder, &instance_id));
+    let scratch = scratch.await.map_err(|error| AgentError::Program(io::Error::other(error)))??;
+
+    let server = Server::new(&settings.connect)?;
+    let (board, board_seen) = watch::channel(Board { free_slots: identity.slots, ..Board::default() });
+    let (link, link_seen) =
+        watch::channel(Link { state: LinkState::Down { since: Instant::now() }, orphan_timeout: ORPHAN_TIMEOUT });
+    let (events_sender, events) = mpsc::channel(SESSION_EVENTS_MAX);
+    let farewell = CancellationToken::new();
+    // The session has a connection of its own: no transfer can stand before a heartbeat.
+    let channel = server.channel();
+    let slots = identity.slots;
+    let session = Session {
+        server,
+        address: settings.connect.to_string(),
+        identity,
+        board: board_seen,
+        events: events_sender,
+        link,
+        orphan_timeout: settings.orphan_timeout,
+        farewell: farewell.clone(),
+        dice: Dice::from_system(),
+    };
+    let session = session.spawn().map_err(AgentError::Session)?;
+    let transfer = Transfer::new(channel.clone(), link_seen.clone());
+    let context = Context {
+        slots: Arc::new(Semaphore::new(slots as usize)),
+        cache: Cache::new(settings.cache, scratch, transfer.clone()),
+        transfer,
+        client: WorkerServiceClient::new(channel),
+        link: link_seen.clone(),
+        program,
+        device,
+        threads: settings.threads_per_slot,
+    };
+    let agent = Agent {
+        slots,
+        context: Arc::new(context),
+        attempts: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        board,
+        events,
+        link: link_seen,
+        leave,
+        leave_by: None,
+        is_leaving: false,
+    };
+    agent.run(session, farewell).await
+}
+
+fn identify(settings: &Settings, device: ResolvedDevice) -> Identity {
+    let cores = config::cores();
+    Identity {
+        instance_id: Dice::from_system().name(),
+        name: settings.name.as_str().to_owned(),
+        slots: settings.slots.resolve(device, cores, settings.threads_per_slot),
+        threads_per_slot: settings.threads_per_slot,
+        device: device.to_string(),
+        cores,
+    }
+}
+
+/// An attempt that runs.
+struct Running {
+    handle: Handle,
+    orders: watch::Sender<Order>,
+    report: watch::Receiver<Report>,
+    task: task::Id,
+}
+
+/// The owner of the attempts.
+///
+/// Invariants:
+/// 1. Each task is an attempt in the map, and each attempt in the map is a task.
+/// 2. The board says what the map says before an instruction is answered.
+struct Agent {
+    slots: u32,
+    context: Arc<Context>,
+    attempts: BTreeMap<AttemptId, Running>,
+    tasks: JoinSet<()>,
+    board: watch::Sender<Board>,
+    events: mpsc::Receiver<SessionEvent>,
+    link: watch::Receiver<Link>,
+    /// Cancelled when the worker is asked to leave now.
+    leave: CancellationToken,
+    /// When it leaves whatever is still held; set when it was asked to leave now.
+    leave_by: Option<Instant>,
+    /// Whether it takes no new work.
+    is_leaving: bool,
+}
+
+impl Agent {
+    async fn run(mut self, session: thread::JoinHandle<()>, farewell: CancellationToken) -> Result<(), AgentError> {
+        let outcome = self.serve().await;
+        self.tasks.shutdown().await;
+        farewell.cancel();
+        self.see_off(session).await;
+        outcome
+    }
+
+    async fn serve(&mut self) -> Result<(), AgentError> {
+        while !(self.is_leaving && self.attempts.is_empty()) {
+            let orphaned_at = self.link.borrow_and_update().orphaned_at();
+            let orphaned_at = orphaned_at.filter(|_| self.is_training_on());
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(SessionEvent::Instructions(instructions, taken_up)) => {
+                        instructions.into_iter().for_each(|instruction| self.follow(instruction));
+                        self.publish();
+                        // The session may have ended meanwhile; then nobody waits.
+                        let _nobody_waits = taken_up.send(());
+                    }
+                    Some(SessionEvent::Refused(message)) => return Err(AgentError::Refused { message }),
+                    None => return Err(AgentError::Session(io::Error::other("the session ended by itself"))),
+                },
+                Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
+                () = self.leave.cancelled(), if self.leave_by.is_none() => self.give_back(),
+                _changed = self.link.changed() => {}
+                () = at(orphaned_at) => self.abandon(),
+                () = at(self.leave_by) => {
+                    tracing::warn!("leaving {} attempts behind: the time to leave is over", self.attempts.len());
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, instruction: v1::Instruction) {
+        match instruction.kind {
+            Some(Kind::Start(start)) => self.begin(start),
+            Some(Kind::Stop(stop)) => self.stop(&stop),
+            Some(Kind::Drain(_)) if self.is_leaving => {}
+            Some(Kind::Drain(_)) => {
+                tracing::info!("the coordinator wants this worker to leave: ending what runs, taking nothing new");
+                self.is_leaving = true;
+            }
+            None => tracing::warn!("skipped an instruction that this version does not know"),
+        }
+    }
+
+    fn begin(&mut self, start: v1::Start) {
+        let (handle, assignment) = match assignment::understand(start) {
+            Ok(understood) => understood,
+            Err(error) => return tracing::error!("skipped an instruction to start nothing: {error}"),
+        };
+        let id = handle.attempt_id.clone();
+        // The coordinator repeats what it does not know to have arrived.
+        if self.attempts.contains_key(&id) {
+            return;
+        }
+        if self.attempts.len() >= (self.slots * HELD_PER_SLOT_MAX) as usize {
+            return tracing::error!("skipped attempt {id}: {} are held already", self.attempts.len());
+        }
+        let first_order = if self.is_leaving { Order::GiveBack } else { Order::GoOn };
+        let (orders, orders_seen) = watch::channel(first_order);
+        let (report, report_seen) = watch::channel(Report::default());
+        let span = match &assignment {
+            Ok(assignment) => tracing::info_span!("attempt", run = %assignment.run_id, member = assignment.member.0),
+            Err(_) => tracing::info_span!("attempt", %id),
+        };
+        span.in_scope(|| tracing::info!("taken up as {id}"));
+        let attempt =
+            Attempt { context: Arc::clone(&self.context), handle: handle.clone(), orders: orders_seen, report };
+        let task = self.tasks.spawn(attempt.run(assignment).instrument(span)).id();
+        self.attempts.insert(id, Running { handle, orders, report: report_seen, task });
+    }
+
+    fn stop(&mut self, stop: &v1::Stop) {
+        let why = match stop.reason() {
+            v1::StopReason::Superseded => "the member is committed by another attempt",
+            v1::StopReason::RunCancelled => "the run was cancelled",
+            v1::StopReason::RunFailed => "the run has failed",
+            v1::StopReason::Unknown => "the coordinator does not know the attempt",
+            v1::StopReason::Unspecified => "the coordinator gives no reason",
+        };
+        if let Some(running) = self.attempts.get(&AttemptId::new(stop.attempt_id.as_str())) {
+            tracing::info!("stopping attempt {}: {why}", stop.attempt_id);
+            running.orders.send_replace(Order::Forget);
+        }
+    }
+
+    /// Asked to leave now: trainings end, finished results may still be handed over.
+    fn give_back(&mut self) {
+        self.is_leaving = true;
+        self.leave_by = Some(Instant::now() + LEAVE_TIMEOUT);
+        for running in self.attempts.values() {
+            running.orders.send_if_modified(|order| {
+                let goes_on = *order == Order::GoOn;
+                if goes_on {
+                    *order = Order::GiveBack;
+                }
+                goes_on
+            });
+        }
+        self.publish();
+    }
+
+    /// Says whether an attempt is held that nobody has ended.
+    fn is_training_on(&self) -> bool {
+        self.attempts.values().any(|running| *running.orders.borrow() == Order::GoOn)
+    }
+
+    /// The orphan window is over: nobody will ask for these results.
+    fn abandon(&mut self) {
+        let since = self.link.borrow().orphan_timeout.as_secs();
+        tracing::warn!("no coordinator for {since} s: giving up {} attempts", self.attempts.len());
+        for running in self.attempts.values() {
+            running.orders.send_replace(Order::Forget);
+        }
+    }
+
+    fn forget(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let task = match ended {
+            Ok((task, ())) => task,
+            Err(error) => {
+                tracing::error!("an attempt's task ended in a panic: {error}");
+                error.id()
+            }
+        };
+        self.attempts.retain(|_, running| running.task != task);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let held = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
+        let free_slots = if self.is_leaving { 0 } else { self.slots.saturating_sub(held) };
+        let holdings = self.attempts.values();
+        let holdings =
+            holdings.map(|running| Holding { handle: running.handle.clone(), report: running.report.clone() });
+        self.board.send_replace(Board { free_slots, holdings: holdings.collect(), is_leaving: self.is_leaving });
+    }
+
+    /// Waits until the session has said farewell and its thread has ended.
+    async fn see_off(mut self, session: thread::JoinHandle<()>) {
+        let ended = async {
+            // What still arrives is not taken up; the session ends when its answer is dropped.
+            while self.events.recv().await.is_some() {}
+            task::spawn_blocking(move || session.join()).await
+        };
+        match timeout(FAREWELL_TIMEOUT, ended).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(_) => tracing::error!("the session ended in a panic"),
+            Err(_) => tracing::warn!("the session did not end in time"),
+        }
+    }
+}
+
+/// Waits until `moment`, or for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

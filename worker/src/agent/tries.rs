@@ -1,0 +1,159 @@
+//! Trying a call again: which answers are worth it, how long to wait, when to stop.
+
+use thiserror::Error;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tonic::{Code, Status};
+
+use super::{
+    backoff::{Backoff, Dice, Notice},
+    server::{Link, describe},
+};
+
+/// Tries of a call whose answer is [`Verdict::Doubtful`]: with back-off they span about a minute, in which a restarted
+/// coordinator has learned to know its workers again.
+const DOUBTFUL_TRIES_MAX: u32 = 8;
+
+/// What an answer means for another try of the same call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The coordinator is away or busy: try until it is back.
+    Away,
+    /// It may have been a passing state, or will always be so: try a few times.
+    Doubtful,
+    /// The same call will fail again.
+    Final,
+}
+
+/// Decides what an answer with `code` means for another try.
+pub fn verdict(code: Code) -> Verdict {
+    match code {
+        Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Unavailable => {
+            Verdict::Away
+        }
+        Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Internal
+        | Code::DataLoss
+        | Code::Unauthenticated => Verdict::Doubtful,
+        Code::Ok | Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => Verdict::Final,
+    }
+}
+
+/// A call was refused for good.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("the coordinator refused to {what}: {reason}")]
+pub struct Refused {
+    /// What was asked for, after "to".
+    what: &'static str,
+    /// The coordinator's words.
+    reason: String,
+    /// The coordinator's code.
+    pub code: Code,
+}
+
+/// The tries of one call.
+#[derive(Debug)]
+pub struct Tries {
+    what: &'static str,
+    backoff: Backoff,
+    dice: Dice,
+    notice: Notice,
+    doubtful: u32,
+    /// When the coordinator comes back, the next try is due at once.
+    link: watch::Receiver<Link>,
+}
+
+impl Tries {
+    /// Begins to try `what`, words that read after "failed to".
+    pub fn new(what: &'static str, link: watch::Receiver<Link>) -> Self {
+        let (backoff, notice) = (Backoff::default(), Notice::default());
+        Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, link }
+    }
+
+    /// Waits before the next try after the answer `status`.
+    ///
+    /// # Errors
+    ///
+    /// When another try is of no use.
+    pub async fn pause(&mut self, status: &Status) -> Result<(), Refused> {
+        self.judge(status)?;
+        if self.notice.is_due(Instant::now()) {
+            tracing::warn!("failed to {}: {}; trying again", self.what, describe(status));
+        }
+        let wait = self.backoff.next(self.dice.unit());
+        let is_up = self.link.borrow_and_update().is_up();
+        tokio::select! {
+            () = sleep(wait) => {}
+            Ok(_) = self.link.wait_for(Link::is_up), if !is_up => {}
+        }
+        Ok(())
+    }
+
+    /// Notes that the call got further than before.
+    pub fn note_progress(&mut self) {
+        self.backoff.reset();
+        self.doubtful = 0;
+    }
+
+    fn judge(&mut self, status: &Status) -> Result<(), Refused> {
+        match verdict(status.code()) {
+            Verdict::Away => return Ok(()),
+            Verdict::Doubtful if self.doubtful + 1 < DOUBTFUL_TRIES_MAX => {
+                self.doubtful += 1;
+                return Ok(());
+            }
+            Verdict::Doubtful | Verdict::Final => {}
+        }
+        Err(Refused { what: self.what, reason: describe(status), code: status.code() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use plurality_common::id::WorkerId;
+
+    use super::*;
+    use crate::agent::server::LinkState;
+
+    fn up() -> watch::Sender<Link> {
+        let link = Link { state: LinkState::Up(WorkerId::new("w")), orphan_timeout: Duration::from_secs(1) };
+        watch::Sender::new(link)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_that_is_away_is_tried_for_as_long_as_it_takes() {
+        let mut tries = Tries::new("do it", up().subscribe());
+        for _ in 0..100 {
+            assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubtful_answer_is_tried_eight_times_and_progress_counts_anew() {
+        let link = up();
+        let mut tries = Tries::new("do it", link.subscribe());
+        for _ in 1..DOUBTFUL_TRIES_MAX {
+            assert_eq!(tries.pause(&Status::not_found("who?")).await, Ok(()));
+        }
+        let mut progressed = Tries { link: link.subscribe(), ..tries };
+        progressed.note_progress();
+        assert_eq!(progressed.pause(&Status::not_found("who?")).await, Ok(()));
+        progressed.doubtful = DOUBTFUL_TRIES_MAX - 1;
+        let refused = progressed.pause(&Status::not_found("who?")).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the coordinator refused to do it: who?");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_final_at_once() {
+        let mut tries = Tries::new("do it", up().subscribe());
+        assert_eq!(tries.pause(&Status::permission_denied("no")).await.unwrap_err().code, Code::PermissionDenied);
+    }
+}

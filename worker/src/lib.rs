@@ -1,0 +1,12 @@
+//! The worker of Plurality, apart from the training itself.
+//!
+//! In reading order: [`cli`] and [`config`] say what was asked for, [`agent`] keeps the session with the coordinator and
+//! runs attempts in slots, [`trainer`] starts the child process that trains. Nothing here links LibTorch: that is
+//! `worker-trainer`, a program of its own in `src/torch/`.
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod logging;
+pub mod signals;
+pub mod trainer;

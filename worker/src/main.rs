@@ -1,0 +1,42 @@
+//! The program `worker`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use plurality_worker::{agent, cli, config, logging, signals};
+use tokio::task::JoinSet;
+
+/// Threads of the agent's runtime: it waits for files and sockets; the work is in child processes.
+const RUNTIME_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let settings = match config::Settings::gather(arguments) {
+        Ok(settings) => settings,
+        Err(error) => {
+            cli::print_error(&error);
+            return cli::USAGE.into();
+        }
+    };
+    logging::start(settings.log_format);
+    match run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::print_error(error.as_ref());
+            error.downcast_ref::<agent::AgentError>().map_or(cli::FAILURE, agent::AgentError::exit_code).into()
+        }
+    }
+}
+
+fn run(settings: config::Settings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let mut tasks = JoinSet::new();
+        let leave = signals::watch(&mut tasks, settings.exit_with_parent)?;
+        let outcome = agent::run(settings, leave).await.map_err(anyhow::Error::from);
+        tasks.shutdown().await;
+        outcome
+    });
+    runtime.shutdown_background();
+    outcome
+}

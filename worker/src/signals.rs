@@ -1,0 +1,65 @@
+//! What asks the worker to leave: SIGTERM, SIGINT, and the end of its parent.
+
+use std::{io, process, thread};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli;
+
+/// Bytes read from standard input at a time; what they say does not matter.
+const STDIN_BUFFER_BYTES: usize = 64;
+
+/// Returns a token that is cancelled by the first SIGTERM or SIGINT, and by the end of standard input if
+/// `exit_with_parent`. A second signal ends the process at once. The watching task lives in `tasks`.
+///
+/// # Errors
+///
+/// When the system refuses to watch a signal or to start a thread.
+pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<CancellationToken> {
+    let leave = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let asked = leave.clone();
+    tasks.spawn(async move {
+        let mut signals_seen = 0;
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            signals_seen += 1;
+            if signals_seen > 1 {
+                tracing::warn!("second signal: leaving at once");
+                process::exit(cli::SECOND_SIGNAL.into());
+            }
+            tracing::info!("{name}: giving back what is in training and leaving; a second signal leaves at once");
+            asked.cancel();
+        }
+    });
+    if exit_with_parent {
+        let asked = leave.clone();
+        // A blocking read cannot be interrupted, so this thread is never joined; it ends with the process.
+        thread::Builder::new().name("parent".to_owned()).spawn(move || {
+            wait_for_end(io::stdin().lock());
+            tracing::info!("the parent process is gone: leaving");
+            asked.cancel();
+        })?;
+    }
+    Ok(leave)
+}
+
+fn wait_for_end(mut input: impl io::Read) {
+    let mut buffer = [0; STDIN_BUFFER_BYTES];
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The child process that trains one member, and what is said over its pipes.
+//!
+//! The child gets one JSON line on standard input, which then stays open: when this process dies, however suddenly, the
+//! child sees its input close and ends. What it reports are JSON lines on standard output; its log is standard error.
+
+mod check;
+mod lines;
+
+use std::{
+    collections::VecDeque,
+    env, fmt, io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use plurality_common::{
+    attempt::FailureKind,
+    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+};
+use thiserror::Error;
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use self::lines::{Line, Lines};
+
+/// File name of the trainer, beside the worker's own.
+const TRAINER_NAME: &str = "worker-trainer";
+/// Longest line that a trainer may report: a real one has some 300 bytes.
+const EVENT_BYTES_MAX: usize = 64 * 1024;
+/// Longest line kept of a trainer's log.
+const LOG_LINE_BYTES_MAX: usize = 500;
+/// Lines of a trainer's log that go into the message when it dies.
+const TAIL_LINES: usize = 12;
+/// How long a child may take to read its spec: it reads before anything else.
+const SPEC_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a child may take to end after its last event or its last output, before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the rest of the log is read after the child has ended: a grandchild may hold the pipe open for ever.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a shell and some loaders exit with when a program or its libraries are not found.
+const NOT_FOUND_EXIT: i32 = 127;
+
+/// How the trainer is started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+}
+
+/// A trainer could not be started or did not bring its attempt to an end.
+#[derive(Debug, Error)]
+pub enum TrainerError {
+    /// There is no such program.
+    #[error(
+        "the trainer {} was not found: build it with `make build`, or set PLURALITY_TRAINER", path.display()
+    )]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The program is there but the system does not start it.
+    #[error("failed to start the trainer")]
+    Spawn(#[source] io::Error),
+    /// The dynamic loader found no LibTorch.
+    #[error(
+        "LibTorch was not found: run `make setup`, or set LIBTORCH and LD_LIBRARY_PATH to a copy of LibTorch 2.11.0"
+    )]
+    NoLibTorch,
+    /// The child ended, and its last event was not the last of an attempt.
+    #[error("the trainer ended {when}: {exit}{tail}")]
+    Ended {
+        /// Before its first event or without a result.
+        when: When,
+        /// How it ended.
+        exit: Exit,
+        /// The end of its log.
+        tail: Tail,
+    },
+    /// A line on standard output is not what the protocol allows here.
+    #[error("the trainer broke its protocol: expected {expected}, found {found:?}")]
+    Protocol {
+        /// What may come here.
+        expected: &'static str,
+        /// The beginning of what came.
+        found: String,
+    },
+    /// A pipe to the child failed.
+    #[error("failed to speak with the trainer")]
+    Pipe(#[source] io::Error),
+    /// The child did not read its spec or answer a check in time.
+    #[error("the trainer did not answer within {} s{tail}", waited.as_secs())]
+    Silent {
+        /// How long it was waited for.
+        waited: Duration,
+        /// The end of its log.
+        tail: Tail,
+    },
+}
+
+/// How far a child was when it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum When {
+    /// It never said anything.
+    BeforeFirstEvent,
+    /// It had begun.
+    WithoutResult,
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BeforeFirstEvent => "before its first event",
+            Self::WithoutResult => "without a result",
+        })
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// By itself, or by a signal that somebody else sent.
+    Status(ExitStatus),
+    /// It closed its output but went on, and was killed.
+    Killed,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(f),
+            Self::Killed => f.write_str("it closed its output but went on and was killed"),
+        }
+    }
+}
+
+/// The last lines of a child's log.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Tail(VecDeque<String>);
+
+impl Tail {
+    fn push(&mut self, line: String) {
+        if self.0.len() == TAIL_LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line);
+    }
+
+    fn names_missing_library(&self) -> bool {
+        self.0
+            .iter()
+            .any(|line| line.contains("error while loading shared libraries") || line.contains("undefined symbol"))
+    }
+}
+
+impl fmt::Display for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        f.write_str("; the end of its log: ")?;
+        for (index, line) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { " | " };
+            write!(f, "{separator}{line}")?;
+        }
+        Ok(())
+    }
+}
+
+impl TrainerError {
+    /// Returns the kind of failure that an attempt ends with.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Missing { .. } | Self::Spawn(_) | Self::NoLibTorch | Self::Silent { .. } => FailureKind::Startup,
+            Self::Ended { when: When::BeforeFirstEvent, .. } => FailureKind::Startup,
+            Self::Ended { when: When::WithoutResult, .. } | Self::Protocol { .. } | Self::Pipe(_) => {
+                FailureKind::Internal
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Takes the program at `path`, or the one beside this executable.
+    ///
+    /// # Errors
+    ///
+    /// When `path` is absent and this executable cannot be located.
+    pub fn locate(path: Option<&Path>) -> io::Result<Self> {
+        let path = match path {
+            Some(path) => path.to_owned(),
+            None => env::current_exe()?.with_file_name(TRAINER_NAME),
+        };
+        Ok(Self { path })
+    }
+
+    fn command(&self, threads: u32) -> Command {
+        let mut command = Command::new(&self.path);
+        // A group of its own: Ctrl-C in a terminal reaches the worker alone, which then gives the attempt back.
+        command.process_group(0).kill_on_drop(true).env("OMP_NUM_THREADS", threads.to_string());
+        command
+    }
+
+    fn start_error(&self, error: io::Error) -> TrainerError {
+        match error.kind() {
+            io::ErrorKind::NotFound => TrainerError::Missing { path: self.path.clone() },
+            _ => TrainerError::Spawn(error),
+        }
+    }
+}
+
+/// A running trainer. Dropping it kills it.
+#[derive(Debug)]
+pub struct Trainer {
+    child: Child,
+    /// Held open for as long as the trainer is to live.
+    _stdin: ChildStdin,
+    stdout: Lines<ChildStdout>,
+    log: Log,
+    /// Whether it has said anything that the protocol allows.
+    has_begun: bool,
+}
+
+impl Trainer {
+    /// Starts `program` and hands it `spec`.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing, does not start, or does not read its spec.
+    pub async fn start(program: &Program, spec: &TrainerSpec) -> Result<Self, TrainerError> {
+        let mut command = program.command(spec.threads);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| program.start_error(error))?;
+        let mut stdin = child.stdin.take().expect("standard input is piped");
+        let stdout = Lines::new(child.stdout.take().expect("standard output is piped"), EVENT_BYTES_MAX);
+        let log = Log::new(child.stderr.take().expect("standard error is piped"));
+        let mut line = serde_json::to_vec(spec).expect("a spec holds only text, numbers and enums, which JSON can say");
+        line.push(b'\n');
+        match timeout(SPEC_TIMEOUT, stdin.write_all(&line)).await {
+            Ok(Ok(())) => {}
+            // It is gone already: why is in its exit status and its log, which the first `next` reads.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Ok(Err(error)) => return Err(TrainerError::Pipe(error)),
+            Err(_) => return Err(TrainerError::Silent { waited: SPEC_TIMEOUT, tail: log.tail }),
+        }
+        Ok(Self { child, _stdin: stdin, stdout, log, has_begun: false })
+    }
+
+    /// Returns the next event; `Started` comes first and once. After an error the trainer is of no more use.
+    ///
+    /// # Errors
+    ///
+    /// When the child ends without a last event, or says something that the protocol does not allow.
+    pub async fn next(&mut self) -> Result<TrainerEvent, TrainerError> {
+        loop {
+            tokio::select! {
+                line = self.stdout.next() => match line.map_err(TrainerError::Pipe)? {
+                    Some(line) if line.is_terminated => return self.understand(line),
+                    // A line without an end was torn by the child's death.
+                    Some(_) | None => return Err(self.explain_end().await),
+                },
+                () = self.log.follow(), if !self.log.is_over => {}
+            }
+        }
+    }
+
+    /// Waits until the child has ended by itself, or kills it.
+    pub async fn finish(mut self) {
+        if timeout(EXIT_TIMEOUT, self.drain_until_exit()).await.is_err() {
+            tracing::warn!("the trainer did not end after its last event and is killed");
+            self.kill().await;
+        }
+    }
+
+    /// Kills the child and waits until it is gone.
+    pub async fn kill(mut self) {
+        if let Err(error) = self.child.kill().await {
+            tracing::debug!("failed to kill a trainer: {error}");
+        }
+    }
+
+    fn understand(&mut self, line: Line) -> Result<TrainerEvent, TrainerError> {
+        let breach = |expected, line: Line| {
+            Err(TrainerError::Protocol { expected, found: line.text.chars().take(200).collect() })
+        };
+        if line.is_too_long {
+            return breach("a line of at most 64 KiB", line);
+        }
+        let Ok(event) = serde_json::from_str::<TrainerEvent>(&line.text) else {
+            return breach("an event as a JSON object", line);
+        };
+        let has_begun = std::mem::replace(&mut self.has_begun, true);
+        match (&event, has_begun) {
+            (TrainerEvent::Started { format, .. }, false) if format != TRAINER_FORMAT => {
+                breach("plurality-trainer/1, as this worker speaks it", line)
+            }
+            (TrainerEvent::Started { .. }, false) | (TrainerEvent::Failed { .. }, _) => Ok(event),
+            (TrainerEvent::Progress { .. } | TrainerEvent::Finished { .. }, true) => Ok(event),
+            (TrainerEvent::Started { .. }, true) => breach("`started` only once", line),
+            (TrainerEvent::Progress { .. } | TrainerEvent::Finished { .. }, false) => breach("`started` first", line),
+        }
+    }
+
+    /// The output is over: learns how the child ended and says it in words.
+    async fn explain_end(&mut self) -> TrainerError {
+        let exit = match timeout(EXIT_TIMEOUT, self.drain_until_exit()).await {
+            Ok(Ok(status)) => Exit::Status(status),
+            Ok(Err(error)) => return TrainerError::Pipe(error),
+            Err(_) => {
+                if let Err(error) = self.child.kill().await {
+                    return TrainerError::Pipe(error);
+                }
+                Exit::Killed
+            }
+        };
+        let tail = self.log.take_rest().await;
+        let when = if self.has_begun { When::WithoutResult } else { When::BeforeFirstEvent };
+        explain(when, exit, tail)
+    }
+
+    async fn drain_until_exit(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            tokio::select! {
+                status = self.child.wait() => return status,
+                () = self.log.follow(), if !self.log.is_over => {}
+            }
+        }
+    }
+}
+
+fn explain(when: When, exit: Exit, tail: Tail) -> TrainerError {
+    let is_not_found = matches!(exit, Exit::Status(status) if status.code() == Some(NOT_FOUND_EXIT));
+    if when == When::BeforeFirstEvent && (is_not_found || tail.names_missing_library()) {
+        return TrainerError::NoLibTorch;
+    }
+    TrainerError::Ended { when, exit, tail }
+}
+
+/// A child's standard error: passed on line by line, the end of it kept.
+#[derive(Debug)]
+struct Log {
+    lines: Lines<ChildStderr>,
+    tail: Tail,
+    /// Whether the pipe has ended.
+    is_over: bool,
+}
+
+impl Log {
+    fn new(pipe: ChildStderr) -> Self {
+        Self { lines: Lines::new(pipe, LOG_LINE_BYTES_MAX), tail: Tail::default(), is_over: false }
+    }
+
+    /// Reads one line.
+    async fn follow(&mut self) {
+        match self.lines.next().await {
+            Ok(Some(line)) => {
+                tracing::debug!(target: "plurality_worker::trainer", "{}", line.text);
+                self.tail.push(line.text);
+            }
+            Ok(None) => self.is_over = true,
+            Err(error) => {
+                tracing::debug!("failed to read a trainer's log: {error}");
+                self.is_over = true;
+            }
+        }
+    }
+
+    /// Reads what the child left behind and returns the end of it.
+    async fn take_rest(&mut self) -> Tail {
+        let rest = async {
+            while !self.is_over {
+                self.follow().await;
+            }
+        };
+        if timeout(TAIL_TIMEOUT, rest).await.is_err() {
+            self.is_over = true;
+        }
+        std::mem::take(&mut self.tail)
+    }
+}
