@@ -81,6 +81,23 @@ pub enum TrainError {
         /// What the panic said.
         message: String,
     },
+    /// There is no built-in recipe of that name.
+    #[error("no recipe is called `{name}`")]
+    NoRecipe {
+        /// What was asked for.
+        name: String,
+    },
+    /// A recipe file cannot be read.
+    #[error("recipe `{name}` cannot be read")]
+    RecipeFile {
+        /// The file.
+        name: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A recipe is malformed.
+    #[error("recipe is malformed")]
+    Recipe(#[from] plurality_common::recipe::parse::RecipeError),
     /// The probabilities of the test images are not a distribution.
     #[error("predictions are unusable")]
     Predictions(#[from] plurality_common::predictions::PredictionsError),
@@ -95,6 +112,9 @@ impl TrainError {
             | Self::SpecificationMissing(_)
             | Self::Format { .. }
             | Self::Device { .. }
+            | Self::NoRecipe { .. }
+            | Self::RecipeFile { .. }
+            | Self::Recipe(_)
             | Self::Shape(_) => FailureKind::Incompatible,
             Self::DatasetFile { .. } | Self::Dataset(_) | Self::DatasetSize { .. } => FailureKind::Dataset,
             Self::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::DiskFull,

@@ -4,6 +4,7 @@
 //! LibTorch belong to a process, so one process trains one member.
 
 mod augment;
+mod bench;
 mod class;
 mod clock;
 mod data;
@@ -20,7 +21,7 @@ mod pipe;
 mod schedule;
 mod train;
 
-use std::{panic, process::ExitCode};
+use std::{panic, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
@@ -35,10 +36,22 @@ struct Arguments {
     /// Prints the determinism class as JSON and exits.
     #[arg(long)]
     check: bool,
-    /// Device of --check.
+    /// Measures the speed of a recipe, by name or .toml file, and prints it as JSON.
+    #[arg(long, value_name = "RECIPE", conflicts_with = "check")]
+    bench: Option<String>,
+    /// Images a step of --bench; the recipe's own if not given.
+    #[arg(long)]
+    batch: Option<u32>,
+    /// How long --bench measures.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Folder of the four IDX files for --bench.
+    #[arg(long, default_value = "data/mnist")]
+    data: PathBuf,
+    /// Device of --check and --bench.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads of --check.
+    /// Threads of --check and --bench.
     #[arg(long, default_value_t = 1)]
     threads: u32,
 }
@@ -47,6 +60,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = if arguments.check {
         check(&arguments)
+    } else if let Some(recipe) = &arguments.bench {
+        measure(recipe, &arguments)
     } else {
         let outcome = caught(|| pipe::receive().and_then(|spec| run(&spec)));
         pipe::send(outcome.as_ref().unwrap_or_else(|error| error));
@@ -67,6 +82,12 @@ fn check(arguments: &Arguments) -> Result<(), TrainError> {
     let class = class::determinism_class(device(&arguments.device)?, arguments.threads);
     println!("{}", serde_json::to_string(&class).expect("a class holds only text and numbers, which JSON can say"));
     Ok(())
+}
+
+fn measure(recipe: &str, arguments: &Arguments) -> Result<(), TrainError> {
+    set_threads(arguments.threads);
+    let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.0, 86_400.0));
+    bench::bench(recipe, arguments.batch, duration, &arguments.data, device(&arguments.device)?)
 }
 
 fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {

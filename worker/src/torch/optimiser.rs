@@ -1,78 +1,138 @@
 //! SGD with momentum and Nesterov, and Adam, as plain tensors: tch cannot save the state of its own.
+//!
+//! An update is a few passes over memory that does not fit the caches, so it goes portion by portion: the first pass
+//! brings a portion of values, state and gradient into the cache, the others find it there.
 
 use plurality_common::recipe::Optimiser;
 use tch::{Tensor, no_grad_guard};
 
-use super::parameters::{Entry, Parameters, Role};
+use super::parameters::{Parameters, Role};
 
 /// ε of Adam, as Kingma and Ba 2015 propose.
 const ADAM_EPSILON: f64 = 1e-8;
+/// Values at a time: 128 KiB each of values, state and gradient fit the second-level cache of any current core.
+const PORTION: i64 = 32 * 1024;
 
-/// State of an optimiser: one tensor of each kind for each trained tensor, in the order of [`Parameters::trained`].
+/// State of an optimiser and its portions of the trained tensors.
 pub struct Updater {
     settings: Optimiser,
-    /// Momentum or first moment.
-    velocities: Vec<Tensor>,
-    /// Second moment; empty unless Adam.
-    squares: Vec<Tensor>,
+    /// One list for each trained tensor, in the order of [`Parameters::trained`].
+    tensors: Vec<Vec<Portion>>,
     /// Steps done.
     steps: i32,
+}
+
+/// A run of values of one tensor, as views.
+struct Portion {
+    first: i64,
+    length: i64,
+    /// `[length]`, the trained values themselves.
+    values: Tensor,
+    /// `[length]`, mean of the gradients: momentum times one minus μ, or Adam's first moment.
+    means: Tensor,
+    /// `[length]`, Adam's second moment; empty otherwise.
+    squares: Tensor,
+    /// Whether weight decay pulls at these values.
+    is_decayed: bool,
+}
+
+/// Numbers of one step, as tensors `[]` where LibTorch's in-place operators want tensors.
+struct Factors {
+    decay: Option<Tensor>,
+    /// Minus the learning rate, with every constant factor.
+    gradient: Tensor,
+    means: Tensor,
+    /// 1 / √(1 − β₂ᵗ).
+    squares: f64,
 }
 
 impl Updater {
     /// Starts with all state zero.
     pub fn new(settings: &Optimiser, parameters: &Parameters) -> Self {
-        let zeros = || parameters.trained().map(|(_, entry)| entry.tensor.detach().zeros_like()).collect();
-        let squares = if matches!(settings, Optimiser::Adam { .. }) { zeros() } else { Vec::new() };
-        Self { settings: settings.clone(), velocities: zeros(), squares, steps: 0 }
+        let portions = |tensor: &Tensor, is_decayed| {
+            let values = tensor.detach().view(-1);
+            let means = values.zeros_like();
+            let is_adam = matches!(settings, Optimiser::Adam { .. });
+            let squares = if is_adam { values.zeros_like() } else { values.narrow(0, 0, 0) };
+            let count = values.size()[0];
+            let starts = (0..count).step_by(PORTION as usize);
+            let portion = |first| {
+                let length = PORTION.min(count - first);
+                Portion {
+                    first,
+                    length,
+                    values: values.narrow(0, first, length),
+                    means: means.narrow(0, first, length),
+                    squares: if is_adam { squares.narrow(0, first, length) } else { squares.shallow_clone() },
+                    is_decayed,
+                }
+            };
+            starts.map(portion).collect()
+        };
+        let tensors = parameters.trained().map(|(_, entry)| portions(&entry.tensor, entry.role == Role::Weight));
+        Self { settings: settings.clone(), tensors: tensors.collect(), steps: 0 }
     }
 
     /// Takes one step against `gradients`, given in the order of [`Parameters::trained`] and used up.
-    pub fn step(&mut self, parameters: &Parameters, gradients: &mut [Tensor], rate: f64) {
+    pub fn step(&mut self, gradients: Vec<Tensor>, rate: f64) {
         let _guard = no_grad_guard();
         self.steps += 1;
-        for (index, ((_, entry), gradient)) in parameters.trained().zip(gradients).enumerate() {
-            match self.settings {
-                Optimiser::Sgd { momentum, nesterov, weight_decay } => {
-                    decay(gradient, entry, weight_decay);
-                    let mut value = entry.tensor.detach();
-                    if momentum == 0.0 {
-                        add_scaled(&mut value, gradient, -rate);
-                        continue;
-                    }
-                    let velocity = &mut self.velocities[index];
-                    let _ = velocity.g_mul_scalar_(momentum);
-                    let _ = velocity.g_add_(gradient);
-                    if nesterov {
-                        add_scaled(&mut value, gradient, -rate);
-                        add_scaled(&mut value, velocity, -rate * momentum);
-                    } else {
-                        add_scaled(&mut value, velocity, -rate);
-                    }
+        let device = gradients[0].device();
+        let factors = self.factors(rate, |value| Tensor::from(value as f32).to_device(device));
+        for (portions, gradient) in self.tensors.iter_mut().zip(gradients) {
+            // Gradients of convolutions may come channels-last.
+            let gradient = gradient.reshape(-1);
+            for portion in portions {
+                let mut gradient = match portion.length == gradient.size()[0] {
+                    true => gradient.shallow_clone(),
+                    false => gradient.narrow(0, portion.first, portion.length),
+                };
+                if let (true, Some(decay)) = (portion.is_decayed, &factors.decay) {
+                    let _ = gradient.addcmul_(&portion.values, decay);
                 }
-                Optimiser::Adam { beta1, beta2, weight_decay } => {
-                    decay(gradient, entry, weight_decay);
-                    let (first, second) = (&mut self.velocities[index], &mut self.squares[index]);
-                    let _ = first.lerp_(gradient, 1.0 - beta1);
-                    let _ = second.lerp_(&gradient.square(), 1.0 - beta2);
-                    let corrected = second.sqrt() / (1.0 - beta2.powi(self.steps)).sqrt() + ADAM_EPSILON;
-                    let step = &*first / corrected;
-                    add_scaled(&mut entry.tensor.detach(), &step, -rate / (1.0 - beta1.powi(self.steps)));
-                }
+                update(&self.settings, portion, &mut gradient, &factors);
             }
+        }
+    }
+
+    fn factors(&self, rate: f64, tensor: impl Fn(f64) -> Tensor) -> Factors {
+        let decay = |weight_decay| (weight_decay > 0.0).then(|| tensor(weight_decay));
+        match self.settings {
+            Optimiser::Sgd { momentum, nesterov, weight_decay } => Factors {
+                decay: decay(weight_decay),
+                gradient: tensor(-rate),
+                // The state is momentum times (1 − μ), because `lerp_` then makes its update one pass.
+                means: tensor(-rate * if nesterov { momentum } else { 1.0 } / (1.0 - momentum)),
+                squares: 0.0,
+            },
+            Optimiser::Adam { beta1, beta2, weight_decay } => Factors {
+                decay: decay(weight_decay),
+                gradient: tensor(0.0),
+                means: tensor(-rate / (1.0 - beta1.powi(self.steps))),
+                squares: 1.0 / (1.0 - beta2.powi(self.steps)).sqrt(),
+            },
         }
     }
 }
 
-/// Adds the pull towards zero to the gradient of a weight.
-fn decay(gradient: &mut Tensor, entry: &Entry, weight_decay: f64) {
-    if weight_decay > 0.0 && entry.role == Role::Weight {
-        add_scaled(gradient, &entry.tensor, weight_decay);
+fn update(settings: &Optimiser, portion: &mut Portion, gradient: &mut Tensor, factors: &Factors) {
+    let Portion { values, means, squares, .. } = portion;
+    match *settings {
+        Optimiser::Sgd { momentum: 0.0, .. } => {
+            let _ = values.addcmul_(gradient, &factors.gradient);
+        }
+        Optimiser::Sgd { momentum, nesterov, .. } => {
+            let _ = means.lerp_(gradient, 1.0 - momentum);
+            if nesterov {
+                let _ = values.addcmul_(gradient, &factors.gradient);
+            }
+            let _ = values.addcmul_(means, &factors.means);
+        }
+        Optimiser::Adam { beta1, beta2, .. } => {
+            let _ = means.lerp_(gradient, 1.0 - beta1);
+            let _ = squares.lerp_(&gradient.square(), 1.0 - beta2);
+            let step = &*means / (squares.sqrt() * factors.squares + ADAM_EPSILON);
+            let _ = values.addcmul_(&step, &factors.means);
+        }
     }
-}
-
-/// `value += factor · other` in one pass and without a temporary, which `add_` with a factor would be if tch had it.
-fn add_scaled(value: &mut Tensor, other: &Tensor, factor: f64) {
-    let factor = Tensor::from(factor as f32).to_device(value.device());
-    let _ = value.addcmul_(other, &factor);
 }

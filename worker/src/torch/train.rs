@@ -135,9 +135,9 @@ impl<'a> Trainer<'a> {
         let logits = self.network.forward(&self.parameters, &images, Mode::Training { masks: &masks });
         let loss = logits.cross_entropy_for_logits(&labels);
         let leaves: Vec<&Tensor> = self.parameters.trained().map(|(_, entry)| &entry.tensor).collect();
-        let mut gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
+        let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
         self.rate = schedule::rate(&self.recipe.schedule, self.step, self.recipe.steps_total());
-        self.updater.step(&self.parameters, &mut gradients, self.rate);
+        self.updater.step(gradients, self.rate);
         self.loss_sum = no_grad(|| &self.loss_sum + loss.detach());
         self.step += 1;
     }
