@@ -1,19 +1,155 @@
-//! Stub.
+//! What must hold after every event. Tests check it after each step; a coordinator checks it once after its replay.
+
+use std::collections::BTreeSet;
+
+use plurality_common::id::{AttemptId, MemberIndex, RunId};
 use thiserror::Error;
-use super::state::State;
-/// A broken invariant.
+
+use super::{
+    budget::Tally,
+    pulse::Deadline,
+    state::{Attempt, AttemptStatus, Member, MemberStatus, Run, State, Worker},
+    world::World,
+};
+
+/// An invariant that does not hold: a mistake in this program, or a log that was tampered with.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("{0}")]
-pub struct Broken(String);
-impl State {
-    /// Checks.
+#[error("{subject}: expected {expected}")]
+pub struct Broken {
+    /// What is wrong.
+    pub subject: String,
+    /// What should hold.
+    pub expected: &'static str,
+}
+
+impl World {
+    /// Checks both halves of the state, and that they agree.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant found broken.
     pub fn check_invariants(&self) -> Result<(), Broken> {
-        Ok(())
+        self.state.check_invariants()?;
+        for attempt in self.state.attempts.values() {
+            let deadline = self.pulse.attempts.get(&attempt.id).map(|pulse| pulse.deadline);
+            let agrees = match deadline {
+                None => !attempt.status.is_live() && attempt.status != AttemptStatus::Suspect,
+                Some(Deadline::Lease(_)) => attempt.status.is_live(),
+                Some(Deadline::Orphan(_)) => attempt.status == AttemptStatus::Suspect,
+            };
+            expect(agrees, &attempt.id, "a lease while live, an orphan deadline while suspect, else none")?;
+        }
+        let known = self.pulse.attempts.keys().all(|id| self.state.attempts.contains_key(id));
+        expect(known, "pulse", "only attempts that exist")?;
+        let open = self.state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| &worker.id);
+        expect(open.eq(self.pulse.workers.keys()), "pulse", "exactly the open sessions")
     }
 }
-impl super::World {
-    /// Checks.
+
+impl State {
+    /// Checks the durable state; see the list on [`State`].
+    ///
+    /// # Errors
+    ///
+    /// The first invariant found broken.
     pub fn check_invariants(&self) -> Result<(), Broken> {
-        self.state.check_invariants()
+        for (id, run) in &self.runs {
+            expect(run.id == *id && self.run_order.get(run.order as usize) == Some(id), id, "its place in the order")?;
+            self.check_run(run)?;
+        }
+        expect(self.run_order.len() == self.runs.len(), "run order", "each run once")?;
+        for (id, attempt) in &self.attempts {
+            expect(attempt.id == *id, id, "its own id")?;
+            self.check_attempt(attempt)?;
+        }
+        for (id, worker) in &self.workers {
+            expect(worker.id == *id, id, "its own id")?;
+            self.check_worker(worker)?;
+        }
+        let sessions: BTreeSet<_> = self.workers_by_instance.values().collect();
+        expect(sessions.into_iter().eq(self.workers.keys()), "sessions by instance", "each session once")?;
+        self.check_queue()?;
+        self.check_verifying()
     }
+
+    fn check_run(&self, run: &Run) -> Result<(), Broken> {
+        expect(run.members.len() == run.request.size as usize, &run.id, "as many members as were asked for")?;
+        for (index, member) in (0..).map(MemberIndex).zip(&run.members) {
+            self.check_member(run, index, member)?;
+        }
+        let all_committed = run.members.iter().all(|member| member.status == MemberStatus::Committed);
+        expect(!all_committed || run.end.is_some(), &run.id, "an end once every member is committed")
+    }
+
+    fn check_member(&self, run: &Run, index: MemberIndex, member: &Member) -> Result<(), Broken> {
+        let subject = format!("member {index} of run {}", run.id);
+        let attempts = || self.attempts_of(member);
+        let belongs = |attempt: &Attempt| attempt.run == run.id && attempt.member == index;
+        expect(attempts().all(belongs), &subject, "only attempts of its own")?;
+        let distinct: BTreeSet<&AttemptId> = member.attempts.iter().collect();
+        expect(distinct.len() == member.attempts.len(), &subject, "each attempt once")?;
+        expect(self.derived_status(member) == member.status, &subject, "the status that its attempts give it")?;
+
+        let won = attempts().filter(|attempt| matches!(attempt.status, AttemptStatus::Won(_))).count();
+        let expected = usize::from(member.status == MemberStatus::Committed);
+        expect(won == expected, &subject, "one attempt that won if committed, else none")?;
+        let first_tries = attempts().filter(|attempt| attempt.status.is_live() && !attempt.was_suspected);
+        expect(first_tries.count() <= 1, &subject, "at most one live attempt that was never suspected")?;
+        if !member.status.is_open() {
+            let ended = attempts().all(|attempt| !attempt.status.is_open());
+            return expect(ended, &subject, "no open attempt once it has ended");
+        }
+        expect(run.end.is_none(), &subject, "an end, because its run has ended")?;
+        let tally = Tally::of(attempts().map(|attempt| &attempt.status));
+        let has_hope = tally.hopeful + tally.suspect > 0;
+        expect(!tally.is_spent() || has_hope, &subject, "an end, because its budget is spent")
+    }
+
+    fn check_attempt(&self, attempt: &Attempt) -> Result<(), Broken> {
+        let run = self.runs.get(&attempt.run);
+        let member = run.and_then(|run| run.members.get(attempt.member.0 as usize));
+        let is_listed = member.is_some_and(|member| member.attempts.contains(&attempt.id));
+        expect(is_listed, &attempt.id, "its member to list it")?;
+        let needs_result = matches!(
+            attempt.status,
+            AttemptStatus::Verifying | AttemptStatus::Won(_) | AttemptStatus::Rejected { .. }
+        );
+        expect(attempt.result.is_some() || !needs_result, &attempt.id, "a result once it was handed over")?;
+        expect(attempt.ended_at.is_none() == attempt.status.is_open(), &attempt.id, "a time of its end once ended")?;
+        let worker = self.workers.get(&attempt.worker);
+        let is_held = worker.is_some_and(|worker| worker.open_attempts.contains(&attempt.id));
+        expect(is_held == attempt.status.is_open(), &attempt.id, "its worker to hold it while it is open")
+    }
+
+    fn check_worker(&self, worker: &Worker) -> Result<(), Broken> {
+        let is_own = |id: &AttemptId| self.attempts.get(id).is_some_and(|attempt| attempt.worker == worker.id);
+        expect(worker.open_attempts.iter().all(is_own), &worker.id, "only attempts of its own")?;
+        let instance = self.workers_by_instance.get(&worker.instance);
+        expect(instance == Some(&worker.id), &worker.id, "its instance to lead to it")?;
+        let of_worker = self.attempts.values().filter(|attempt| attempt.worker == worker.id);
+        let won = of_worker.filter(|attempt| matches!(attempt.status, AttemptStatus::Won(_))).count();
+        expect(won == worker.members_committed as usize, &worker.id, "the number of members that it trained")
+    }
+
+    fn check_queue(&self) -> Result<(), Broken> {
+        let queued = |run: &RunId| {
+            let run = self.run(run);
+            let members = run.members.iter().zip(0..).filter(|(member, _)| member.status == MemberStatus::Queued);
+            members.map(|(_, index)| (run.order, MemberIndex(index))).collect::<Vec<_>>()
+        };
+        let expected: BTreeSet<_> = self.run_order.iter().flat_map(queued).collect();
+        expect(expected == self.queue, "queue", "exactly the queued members")
+    }
+
+    fn check_verifying(&self) -> Result<(), Broken> {
+        let listed: BTreeSet<&AttemptId> = self.verifying.iter().collect();
+        expect(listed.len() == self.verifying.len(), "verifying", "each attempt once")?;
+        let waiting = self.attempts.values().filter(|attempt| attempt.status == AttemptStatus::Verifying);
+        expect(waiting.map(|attempt| &attempt.id).eq(listed), "verifying", "exactly the results that wait")
+    }
+}
+
+/// Fails with the subject's name if `holds` is false.
+fn expect(holds: bool, subject: impl ToString, expected: &'static str) -> Result<(), Broken> {
+    if holds { Ok(()) } else { Err(Broken { subject: subject.to_string(), expected }) }
 }

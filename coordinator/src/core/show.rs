@@ -1,40 +1,170 @@
 //! Makes views.
 
-use plurality_common::id::{RunId, WorkerId};
+use std::cmp::Reverse;
+
+use plurality_common::id::{MemberIndex, RunId, WorkerId};
 
 use super::{
+    budget::{Tally, excludes_worker},
+    decide::{free_slots, has_room, is_excluded},
+    event::RunOutcome,
+    state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
     time::Moment,
-    view::{PendingVerification, RunView, WorkerView},
+    view::{
+        AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, WorkerStatus, WorkerView,
+        describe_failure,
+    },
     world::World,
 };
 
 impl World {
     /// Shows one run.
     pub fn run_view(&self, run: &RunId, now: Moment) -> Option<RunView> {
-        let _ = (run, now);
-        todo!()
+        self.state.runs.get(run).map(|run| self.show_run(run, now))
     }
 
     /// Shows all runs, newest first.
     pub fn run_views(&self, now: Moment) -> Vec<RunView> {
-        let _ = now;
-        todo!()
+        self.state.run_order.iter().rev().map(|id| self.show_run(self.state.run(id), now)).collect()
     }
 
     /// Shows one worker.
     pub fn worker_view(&self, worker: &WorkerId, now: Moment) -> Option<WorkerView> {
-        let _ = (worker, now);
-        todo!()
+        self.state.workers.get(worker).map(|worker| self.show_worker(worker, now))
     }
 
-    /// Shows all workers, open sessions first, oldest first.
+    /// Shows all workers: open sessions first, then the newest.
     pub fn worker_views(&self, now: Moment) -> Vec<WorkerView> {
-        let _ = now;
-        todo!()
+        let mut workers: Vec<&Worker> = self.state.workers.values().collect();
+        workers.sort_by_key(|worker| (worker.end.is_some(), Reverse(worker.registered_at), worker.id.clone()));
+        workers.into_iter().map(|worker| self.show_worker(worker, now)).collect()
     }
 
-    /// Lists the results to judge next: the first of each member, first come first.
+    /// Lists the results to judge next, first come first: one of each member, because the first valid one wins.
     pub fn pending_verifications(&self) -> Vec<PendingVerification> {
-        todo!()
+        let mut pending: Vec<PendingVerification> = Vec::new();
+        for attempt in self.state.verifying.iter().map(|id| self.state.attempt(id)) {
+            let is_first = pending.iter().all(|other| (&other.run, other.member) != (&attempt.run, attempt.member));
+            if let (true, Some(result)) = (is_first, &attempt.result) {
+                let run = self.state.run(&attempt.run);
+                pending.push(PendingVerification {
+                    attempt: attempt.id.clone(),
+                    run: run.id.clone(),
+                    member: attempt.member,
+                    run_seed: run.seed,
+                    recipe: run.request.recipe.clone(),
+                    dataset: run.request.dataset,
+                    test_labels: run.request.test_labels,
+                    result: result.clone(),
+                });
+            }
+        }
+        pending
+    }
+
+    fn show_run(&self, run: &Run, now: Moment) -> RunView {
+        let members = run.members.iter().zip(0..).map(|(member, index)| MemberView {
+            index: MemberIndex(index),
+            status: member.status,
+            attempts: self.state.attempts_of(member).map(|attempt| self.show_attempt(attempt)).collect(),
+            waiting: self.why_waiting(member, now),
+        });
+        let members: Vec<MemberView> = members.collect();
+        let outcome = run.end.as_ref().map(|end| end.outcome.clone());
+        let message = match &outcome {
+            None | Some(RunOutcome::Completed {}) => String::new(),
+            Some(RunOutcome::Cancelled { reason }) => reason.clone(),
+            Some(RunOutcome::Failed { member }) => {
+                let attempts = members.get(member.0 as usize).map(MemberView::failures).unwrap_or_default();
+                format!("member {member} failed after {} attempts: {}", attempts.len(), attempts.join("; "))
+            }
+        };
+        RunView {
+            id: run.id.clone(),
+            request: run.request.clone(),
+            seed: run.seed,
+            outcome,
+            message,
+            members,
+            submitted_at: run.submitted_at,
+            finished_at: run.end.as_ref().map(|end| end.at),
+        }
+    }
+
+    fn show_attempt(&self, attempt: &Attempt) -> AttemptView {
+        let profile = &self.state.worker(&attempt.worker).profile;
+        AttemptView {
+            id: attempt.id.clone(),
+            worker: attempt.worker.clone(),
+            worker_name: profile.name.clone(),
+            device: profile.device.clone(),
+            status: attempt.status.clone(),
+            progress: self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.clone()),
+            class: attempt.class.clone(),
+            result: attempt.result.clone(),
+            offered_at: attempt.offered_at,
+            started_at: attempt.started_at,
+            ended_at: attempt.ended_at,
+        }
+    }
+
+    fn show_worker(&self, worker: &Worker, now: Moment) -> WorkerView {
+        let status = match (worker.end, self.pulse.is_online(&worker.id, now)) {
+            (Some(_), _) => WorkerStatus::Gone,
+            (None, false) => WorkerStatus::Suspect,
+            (None, true) if worker.is_draining => WorkerStatus::Draining,
+            (None, true) => WorkerStatus::Online,
+        };
+        let attempts = worker.open_attempts.iter().map(|id| self.state.attempt(id)).map(|attempt| HeldAttemptView {
+            id: attempt.id.clone(),
+            run: attempt.run.clone(),
+            member: attempt.member,
+            progress: self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.clone()),
+        });
+        WorkerView {
+            id: worker.id.clone(),
+            profile: worker.profile.clone(),
+            status,
+            free_slots: free_slots(&self.state, &self.pulse, worker),
+            attempts: attempts.collect(),
+            members_committed: worker.members_committed,
+        }
+    }
+
+    /// Says why nobody works on a queued member, so that it never just hangs.
+    fn why_waiting(&self, member: &Member, now: Moment) -> Option<String> {
+        if member.status != MemberStatus::Queued {
+            return None;
+        }
+        let tally = Tally::of(self.state.attempts_of(member).map(|attempt| &attempt.status));
+        if !tally.allows_attempt() {
+            return Some(format!("waits for {} silent workers to come back or be given up", tally.suspect));
+        }
+        let is_usable = |worker: &&Worker| {
+            worker.end.is_none() && !worker.is_draining && self.pulse.is_online(&worker.id, now)
+        };
+        let mut usable = self.state.workers.values().filter(is_usable).peekable();
+        if usable.peek().is_none() {
+            return Some("no worker is connected".to_owned());
+        }
+        let mut suitable = usable.filter(|worker| !is_excluded(&self.state, member, &worker.id)).peekable();
+        if suitable.peek().is_none() {
+            return Some(format!("no connected worker can train it: {}", self.refusals(member).join("; ")));
+        }
+        let has_room = suitable.any(|worker| has_room(&self.state, &self.pulse, now, worker));
+        (!has_room).then(|| "all workers are busy".to_owned())
+    }
+
+    /// Returns why workers were ruled out for a member.
+    fn refusals(&self, member: &Member) -> Vec<String> {
+        let excluding = self.state.attempts_of(member).filter(|attempt| excludes_worker(&attempt.status));
+        let reasons = excluding.filter_map(|attempt| {
+            let name = &self.state.worker(&attempt.worker).profile.name;
+            match &attempt.status {
+                AttemptStatus::Failed { kind, message } => Some(describe_failure(name, *kind, message)),
+                _ => None,
+            }
+        });
+        reasons.collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The state as people are shown it: copies without secrets.
 
 use plurality_common::{
-    attempt::{DeterminismClass, Progress},
+    attempt::{DeterminismClass, FailureKind, Progress},
     blob::BlobRef,
     dataset::DatasetRef,
     id::{AttemptId, MemberIndex, RunId, WorkerId},
@@ -174,10 +174,25 @@ impl AttemptView {
     pub fn failure(&self) -> Option<String> {
         let worker = &self.worker_name;
         match &self.status {
-            AttemptStatus::Failed { kind, message } => Some(format!("{worker}: {kind:?}: {message}")),
+            AttemptStatus::Failed { kind, message } => Some(describe_failure(worker, *kind, message)),
             AttemptStatus::Rejected { reason } => Some(format!("{worker}: result rejected: {reason}")),
             AttemptStatus::Lost => Some(format!("{worker}: worker lost")),
             _ => None,
         }
     }
+}
+
+/// Says for people why an attempt failed on a worker.
+pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &str) -> String {
+    let kind = match kind {
+        FailureKind::Numeric => "loss or weights became infinite or not a number",
+        FailureKind::OutOfMemory => "too little memory",
+        FailureKind::Dataset => "dataset missing or different",
+        FailureKind::Incompatible => "cannot run this recipe",
+        FailureKind::Internal => "trainer crashed",
+        FailureKind::Startup => "trainer did not start",
+        FailureKind::DiskFull => "disk is full",
+        FailureKind::Drained => "gave the attempt back",
+    };
+    if message.is_empty() { format!("{worker_name}: {kind}") } else { format!("{worker_name}: {kind}: {message}") }
 }

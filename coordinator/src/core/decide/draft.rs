@@ -1,0 +1,150 @@
+//! A decision in the making.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use plurality_common::id::{AttemptId, MemberIndex, RunId};
+
+use super::{
+    super::{
+        budget::Tally,
+        event::{RunOutcome, WorkerEnd},
+        state::{Attempt, AttemptStatus, Worker},
+    },
+    Beat, Decision, Event, Refusal, Reply, State, WallTime,
+};
+
+/// Collects the events of one command, and knows what they have changed so far where a later part of the same decision
+/// depends on it: several attempts of one member may end at the same tick.
+pub(super) struct Draft<'a> {
+    pub state: &'a State,
+    pub at: WallTime,
+    events: Vec<Event>,
+    beats: Vec<Beat>,
+    /// Attempts whose status this draft changes.
+    changed: BTreeMap<AttemptId, AttemptStatus>,
+    /// Members that were queued and have an attempt again by this draft.
+    taken: BTreeSet<(RunId, MemberIndex)>,
+    /// Runs that end by this draft.
+    finished: BTreeSet<RunId>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(state: &'a State, at: WallTime) -> Self {
+        Self {
+            state,
+            at,
+            events: Vec::new(),
+            beats: Vec::new(),
+            changed: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            finished: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    pub(super) fn beat(&mut self, beat: Beat) {
+        self.beats.push(beat);
+    }
+
+    /// Returns the decision.
+    pub(super) fn reply(self, reply: Reply) -> Decision {
+        Decision { events: self.events, beats: self.beats, reply: Ok(reply) }
+    }
+
+    /// Returns a decision in which nothing happens.
+    pub(super) fn refuse(self, refusal: Refusal) -> Decision {
+        Decision { events: Vec::new(), beats: Vec::new(), reply: Err(refusal) }
+    }
+
+    /// Returns an attempt's status as it will be after the draft.
+    pub(super) fn status<'b>(&'b self, attempt: &'b Attempt) -> &'b AttemptStatus {
+        self.changed.get(&attempt.id).unwrap_or(&attempt.status)
+    }
+
+    /// Says whether a queued member may still be given out.
+    pub(super) fn is_free(&self, run: &RunId, member: MemberIndex) -> bool {
+        !self.finished.contains(run) && !self.taken.contains(&(run.clone(), member))
+    }
+
+    /// Ends an attempt without a result, and with it its member and run if the budget is spent.
+    pub(super) fn end(&mut self, attempt: &Attempt, status: AttemptStatus) {
+        let (id, at) = (attempt.id.clone(), self.at);
+        let event = match &status {
+            AttemptStatus::Suspect => Event::AttemptSuspected { attempt: id, at },
+            AttemptStatus::Lost => Event::AttemptLost { attempt: id, at },
+            AttemptStatus::Failed { kind, message } => {
+                Event::AttemptFailed { attempt: id, kind: *kind, message: message.clone(), at }
+            }
+            AttemptStatus::Drained => Event::AttemptDrained { attempt: id, at },
+            AttemptStatus::Superseded => Event::AttemptSuperseded { attempt: id, at },
+            AttemptStatus::Rejected { reason } => Event::ResultRejected { attempt: id, reason: reason.clone(), at },
+            AttemptStatus::Offered
+            | AttemptStatus::Running
+            | AttemptStatus::Uploading
+            | AttemptStatus::Verifying
+            | AttemptStatus::Won(_)
+            | AttemptStatus::Cancelled => {
+                unreachable!("an attempt does not end as {status:?} by a decision about itself")
+            }
+        };
+        // Its run has just ended, and it was cancelled with it.
+        if self.finished.contains(&attempt.run) {
+            return;
+        }
+        self.push(event);
+        self.changed.insert(attempt.id.clone(), status);
+        self.settle(attempt);
+    }
+
+    /// Takes in the first report of an attempt.
+    pub(super) fn begin(&mut self, attempt: &Attempt) {
+        self.push(Event::AttemptStarted { attempt: attempt.id.clone(), at: self.at });
+        self.changed.insert(attempt.id.clone(), AttemptStatus::Running);
+    }
+
+    /// Takes a silent attempt back. A spare that was offered but not begun is needless now.
+    pub(super) fn welcome_back(&mut self, attempt: &Attempt) {
+        self.push(Event::AttemptReturned { attempt: attempt.id.clone(), at: self.at });
+        self.changed.insert(attempt.id.clone(), AttemptStatus::Running);
+        self.taken.insert((attempt.run.clone(), attempt.member));
+        let state = self.state;
+        for spare in state.attempts_of(state.member_of(attempt)).filter(|spare| spare.id != attempt.id) {
+            if *self.status(spare) == AttemptStatus::Offered {
+                self.end(spare, AttemptStatus::Superseded);
+            }
+        }
+    }
+
+    /// Ends a worker's session and every attempt that it still holds.
+    pub(super) fn close_session(&mut self, worker: &Worker, cause: WorkerEnd) {
+        let ending = match cause {
+            WorkerEnd::Left => AttemptStatus::Drained,
+            WorkerEnd::Crashed | WorkerEnd::Silent => AttemptStatus::Lost,
+        };
+        let state = self.state;
+        for attempt in worker.open_attempts.iter().map(|id| state.attempt(id)) {
+            let status = self.status(attempt);
+            if status.is_live() || *status == AttemptStatus::Suspect {
+                self.end(attempt, ending.clone());
+            }
+        }
+        self.push(Event::WorkerClosed { worker: worker.id.clone(), cause, at: self.at });
+    }
+
+    /// Fails the attempt's member, and with it the run, if no attempt is left that could succeed and none may be made.
+    fn settle(&mut self, attempt: &Attempt) {
+        let state = self.state;
+        let member = state.member_of(attempt);
+        let tally = Tally::of(state.attempts_of(member).map(|attempt| self.status(attempt)));
+        if !member.status.is_open() || tally.hopeful > 0 || !tally.is_spent() {
+            return;
+        }
+        let (run, member, at) = (attempt.run.clone(), attempt.member, self.at);
+        self.push(Event::MemberFailed { run: run.clone(), member, at });
+        self.push(Event::RunFinished { run: run.clone(), outcome: RunOutcome::Failed { member }, at });
+        self.finished.insert(run);
+    }
+}

@@ -1,0 +1,104 @@
+//! Which member a free slot gets.
+
+use plurality_common::{
+    attempt::Handle,
+    id::{MemberIndex, WorkerId},
+};
+
+use super::{
+    super::{
+        budget::{Tally, disfavours_worker, excludes_worker},
+        command::{Instruction, Start},
+        pulse::Pulse,
+        state::{AttemptStatus, Member, Run, State, Worker},
+        time::Moment,
+    },
+    Context, Draft, Event, fresh_attempt_id, fresh_token,
+};
+
+/// Gives a worker as many members as it has free slots: oldest run first, lowest member first.
+pub(super) fn offer(
+    draft: &mut Draft<'_>,
+    pulse: &Pulse,
+    context: &mut Context<'_>,
+    worker: &Worker,
+    free_slots: u32,
+) -> Vec<Instruction> {
+    let state = draft.state;
+    let mut instructions = Vec::new();
+    let queued = state.queue.iter().map(|(order, index)| (state.run(&state.run_order[*order as usize]), *index));
+    for (run, index) in queued {
+        if instructions.len() >= free_slots as usize {
+            break;
+        }
+        let member = run.member(index);
+        if !draft.is_free(&run.id, index) || !suits(state, pulse, context.now, member, worker) {
+            continue;
+        }
+        let handle = Handle { attempt_id: fresh_attempt_id(context), token: fresh_token(context) };
+        draft.push(Event::AttemptOffered {
+            attempt: handle.attempt_id.clone(),
+            token: handle.token.clone(),
+            run: run.id.clone(),
+            member: index,
+            worker: worker.id.clone(),
+            at: draft.at,
+        });
+        instructions.push(start(run, handle, index));
+    }
+    instructions
+}
+
+/// Says whether `worker` is to have the queued `member` now.
+fn suits(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Worker) -> bool {
+    let tally = Tally::of(state.attempts_of(member).map(|attempt| &attempt.status));
+    if !tally.allows_attempt() || is_excluded(state, member, &worker.id) {
+        return false;
+    }
+    if !is_disfavoured(state, member, &worker.id) {
+        return true;
+    }
+    // Only a worker that could begin at once is worth waiting for.
+    let mut others = state.workers.values().filter(|other| other.id != worker.id);
+    !others.any(|other| {
+        has_room(state, pulse, now, other)
+            && !is_excluded(state, member, &other.id)
+            && !is_disfavoured(state, member, &other.id)
+    })
+}
+
+/// Says whether a worker could begin a member now.
+pub(in crate::core) fn has_room(state: &State, pulse: &Pulse, now: Moment, worker: &Worker) -> bool {
+    let is_available = worker.end.is_none() && !worker.is_draining && pulse.is_online(&worker.id, now);
+    is_available && free_slots(state, pulse, worker) > 0
+}
+
+/// Returns the slots a worker last said are free, less the members it was given since.
+pub(in crate::core) fn free_slots(state: &State, pulse: &Pulse, worker: &Worker) -> u32 {
+    let reported = pulse.workers.get(&worker.id).map_or(0, |pulse| pulse.free_slots).min(worker.profile.slots);
+    let is_offered = |status: &AttemptStatus| *status == AttemptStatus::Offered;
+    let offered = worker.open_attempts.iter().filter(|id| is_offered(&state.attempt(id).status)).count();
+    reported.saturating_sub(u32::try_from(offered).unwrap_or(u32::MAX))
+}
+
+/// Says whether a worker has shown that it cannot train the member.
+pub(in crate::core) fn is_excluded(state: &State, member: &Member, worker: &WorkerId) -> bool {
+    state.attempts_of(member).any(|attempt| attempt.worker == *worker && excludes_worker(&attempt.status))
+}
+
+/// Says whether an attempt of the member went wrong on the worker.
+fn is_disfavoured(state: &State, member: &Member, worker: &WorkerId) -> bool {
+    state.attempts_of(member).any(|attempt| attempt.worker == *worker && disfavours_worker(&attempt.status))
+}
+
+/// Tells a worker to begin an attempt.
+pub(super) fn start(run: &Run, handle: Handle, member: MemberIndex) -> Instruction {
+    Instruction::Start(Box::new(Start {
+        handle,
+        run: run.id.clone(),
+        member,
+        recipe: run.request.recipe.clone(),
+        run_seed: run.seed,
+        dataset: run.request.dataset,
+    }))
+}

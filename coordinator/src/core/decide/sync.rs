@@ -1,0 +1,113 @@
+//! A worker reports and asks what to do.
+
+use std::collections::BTreeMap;
+
+use plurality_common::{attempt::Phase, id::AttemptId};
+
+use super::{
+    super::{
+        command::{AttemptReport, Instruction, Stop, SyncReport},
+        event::WorkerEnd,
+        pulse::Pulse,
+        state::{Attempt, AttemptStatus, Worker},
+    },
+    Beat, Context, Decision, Draft, Event, Refusal, Reply,
+    offer::{offer, start},
+    standing::{Standing, hear, standing},
+};
+
+/// Why the question is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Occasion {
+    /// The worker has just been heard of.
+    Heartbeat,
+    /// It waits for the answer; nothing was heard of it since.
+    StillWaiting,
+}
+
+/// Takes a report in and says what to do.
+pub(super) fn sync(
+    mut draft: Draft<'_>,
+    pulse: &Pulse,
+    context: &mut Context<'_>,
+    report: &SyncReport,
+    occasion: Occasion,
+) -> Decision {
+    let state = draft.state;
+    let has_nothing = report.attempts.is_empty();
+    let Some(worker) = state.open_worker(&report.worker) else {
+        // Its good-bye was taken in before, and the answer was lost.
+        if report.is_leaving && has_nothing && state.workers.contains_key(&report.worker) {
+            return draft.reply(Reply::Synced(Vec::new()));
+        }
+        return draft.refuse(Refusal::UnknownWorker { worker: report.worker.to_string() });
+    };
+    // By id, so that an attempt that is named twice is heard of once.
+    let reports: BTreeMap<_, _> = report.attempts.iter().map(|one| (&one.handle.attempt_id, one)).collect();
+    let mut instructions = Vec::new();
+    if occasion == Occasion::Heartbeat {
+        let (id, free_slots) = (worker.id.clone(), report.free_slots);
+        draft.beat(Beat::Worker { worker: id, free_slots, is_idle: has_nothing });
+    }
+    for (id, one) in &reports {
+        match standing(state, &one.handle) {
+            Standing::GoOn(attempt) if occasion == Occasion::Heartbeat => take_in(&mut draft, attempt, one),
+            Standing::GoOn(_) | Standing::HandedOver => {}
+            Standing::Stop(reason) => {
+                instructions.push(Instruction::Stop(Stop { attempt: (*id).clone(), reason }));
+            }
+        }
+    }
+    if report.is_leaving && !worker.is_draining {
+        draft.push(Event::WorkerDraining { worker: worker.id.clone(), at: draft.at });
+    }
+    let unreported = offered_but_unreported(&draft, worker, &reports);
+    if worker.is_draining || report.is_leaving {
+        for attempt in unreported {
+            draft.end(attempt, AttemptStatus::Drained);
+        }
+    } else {
+        // The answer that carried these was lost, or is still on its way: the same token again, no second attempt.
+        let repeated = unreported.iter().map(|attempt| start(state.run(&attempt.run), attempt.handle(), attempt.member));
+        instructions.extend(repeated);
+        let free_slots = report.free_slots.min(worker.profile.slots).saturating_sub(count(&unreported));
+        instructions.extend(offer(&mut draft, pulse, context, worker, free_slots));
+    }
+    if worker.is_draining && !report.is_leaving {
+        instructions.push(Instruction::Drain);
+    }
+    if report.is_leaving && has_nothing {
+        draft.close_session(worker, WorkerEnd::Left);
+    }
+    draft.reply(Reply::Synced(instructions))
+}
+
+/// Takes in what a worker says about an attempt that it may go on with.
+fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
+    if !hear(draft, attempt) {
+        return;
+    }
+    let id = &attempt.id;
+    if report.progress.phase == Phase::Uploading && attempt.status != AttemptStatus::Uploading {
+        draft.push(Event::AttemptUploading { attempt: id.clone(), at: draft.at });
+    }
+    if let (None, Some(class)) = (&attempt.class, &report.class) {
+        draft.push(Event::AttemptClassified { attempt: id.clone(), class: class.clone() });
+    }
+    draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
+}
+
+/// Returns what the worker was given and does not know of.
+fn offered_but_unreported<'a>(
+    draft: &Draft<'a>,
+    worker: &Worker,
+    reports: &BTreeMap<&AttemptId, &AttemptReport>,
+) -> Vec<&'a Attempt> {
+    let attempts = worker.open_attempts.iter().map(|id| draft.state.attempt(id));
+    let offered = attempts.filter(|attempt| *draft.status(attempt) == AttemptStatus::Offered);
+    offered.filter(|attempt| !reports.contains_key(&attempt.id)).collect()
+}
+
+fn count(attempts: &[&Attempt]) -> u32 {
+    u32::try_from(attempts.len()).unwrap_or(u32::MAX)
+}
