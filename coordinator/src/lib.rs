@@ -1,10 +1,18 @@
-//! Placeholder.
+//! The coordinator: decides, stores, verifies, reports, shows.
 
 pub mod artifacts;
 pub mod board;
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod core;
 pub mod dataset;
 pub mod driver;
+pub mod local_workers;
+pub mod oneshot;
+pub mod progress;
 pub mod report;
+pub mod server;
+pub mod service;
 pub mod store;
 pub mod verify;

@@ -1,0 +1,269 @@
+//! What can be typed: flags, subcommands and their help.
+//!
+//! Every flag that a configuration file may also set is an `Option` here; [`crate::config`] joins them with the file and
+//! the defaults. The defaults are therefore written in the help by hand, and a test compares the two.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use serde::Deserialize;
+
+use crate::config::{LocalWorkers, Percent};
+
+/// What stands above the help. One paragraph would be enough for clap to show the long form of everything below it.
+const ABOUT: &str = "\
+Trains an ensemble of randomly seeded networks on the machines at hand and reports their vote.
+
+Without a command: trains one ensemble, writes its report, and exits. Started again with the same
+--state, it continues the run that was not finished.";
+
+/// What stands below the help of the program.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done
+  1    an error that none of the others names
+  2    a flag, a configuration key, a recipe or a dataset is wrong
+  3    the run failed or was cancelled
+  4    the run completed, but its vote is below --min-accuracy
+  5    the coordinator named by --server cannot be reached
+  130  stopped by a signal; the same command with the same --state continues the run
+
+Environment:
+  PLURALITY_…       every flag, such as PLURALITY_LISTEN for --listen; flags win
+  PLURALITY_WORKER  the worker program for --local-workers [default: the one beside this program]
+  RUST_LOG          which log lines are shown, such as info [default: warn, for serve info]
+
+Configuration file (--config FILE): the same names in TOML, such as `ensemble = 5`; environment
+and flags win over it.";
+
+/// The command line.
+#[derive(Parser, Debug)]
+#[command(name = "coordinator", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Flags of the one-run form.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// How to listen.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// What to do instead of one run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CommonArgs {
+    /// Form of the log on standard error [default: text]
+    #[arg(
+        long,
+        global = true,
+        value_name = "text|json",
+        hide_possible_values = true,
+        env = "PLURALITY_LOG_FORMAT",
+        hide_env = true
+    )]
+    pub log_format: Option<LogFormat>,
+    /// Reads settings from this TOML file
+    #[arg(long, global = true, value_name = "FILE", env = "PLURALITY_CONFIG", hide_env = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// Form of the log.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// One line an event, for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is to be trained.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The run")]
+pub struct RequestArgs {
+    /// Members of the ensemble, 1 to 1000 [default: 5]
+    #[arg(long, value_name = "N", env = "PLURALITY_ENSEMBLE", hide_env = true,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(plurality_common::limits::ENSEMBLE_MAX)))]
+    pub ensemble: Option<u32>,
+    /// A built-in recipe (see `coordinator recipes`) or a TOML file [default: default]
+    #[arg(long, value_name = "NAME|FILE", env = "PLURALITY_RECIPE", hide_env = true)]
+    pub recipe: Option<String>,
+    /// Seed that every random choice is derived from [default: drawn, and printed]
+    #[arg(long, value_name = "SEED", env = "PLURALITY_SEED", hide_env = true)]
+    pub seed: Option<u64>,
+}
+
+/// Flags of the one-run form alone.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The run")]
+pub struct RunArgs {
+    /// What is to be trained.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Folder for the report and the checkpoints [default: results/<run id>]
+    #[arg(long, value_name = "DIR", env = "PLURALITY_OUT", hide_env = true)]
+    pub out: Option<PathBuf>,
+    /// Exits with 4 if fewer than this percentage of the test images are voted right, such as 99.5
+    #[arg(long, value_name = "PERCENT", env = "PLURALITY_MIN_ACCURACY", hide_env = true)]
+    pub min_accuracy: Option<Percent>,
+}
+
+/// Flags of a coordinator that listens.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The coordinator")]
+pub struct ServerArgs {
+    /// Address for workers and clients; port 0 takes a free one [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESS", env = "PLURALITY_LISTEN", hide_env = true)]
+    pub listen: Option<String>,
+    /// Allows --listen on other addresses than loopback: nothing is encrypted and nobody is asked for a password
+    #[arg(long, env = "PLURALITY_INSECURE", hide_env = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL", hide_possible_values = true,
+          value_parser = BoolishValueParser::new())]
+    pub insecure: Option<bool>,
+    /// Worker slots on this machine: a number, or auto for one a core [default: 0]
+    #[arg(long, value_name = "N|auto", env = "PLURALITY_LOCAL_WORKERS", hide_env = true)]
+    pub local_workers: Option<LocalWorkers>,
+    /// Folder with the four IDX files of a dataset, plain or gzip [default: MNIST, built in]
+    #[arg(long, value_name = "DIR", env = "PLURALITY_DATA", hide_env = true)]
+    pub data: Option<PathBuf>,
+    /// Folder for everything that survives a restart [default: .plurality]
+    #[arg(long, value_name = "DIR", env = "PLURALITY_STATE", hide_env = true)]
+    pub state: Option<PathBuf>,
+    /// Answers gRPC reflection, for tools such as grpcurl
+    #[arg(long, env = "PLURALITY_REFLECTION", hide_env = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL", hide_possible_values = true,
+          value_parser = BoolishValueParser::new())]
+    pub reflection: Option<bool>,
+}
+
+/// Flags of every command that talks to a coordinator.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The connection")]
+pub struct ClientArgs {
+    /// Address of the coordinator, HOST:PORT [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESS", env = "PLURALITY_SERVER", hide_env = true)]
+    pub server: Option<String>,
+    /// Form of the answer on standard output [default: table]
+    #[arg(long, value_name = "table|json", hide_possible_values = true, env = "PLURALITY_OUTPUT", hide_env = true)]
+    pub output: Option<OutputFormat>,
+}
+
+/// Form of an answer.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputFormat {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Names a run.
+#[derive(Args, Clone, Debug)]
+pub struct RunName {
+    /// A run's id, an unambiguous beginning of it, or `last`
+    #[arg(value_name = "RUN", default_value = "last")]
+    pub run: String,
+}
+
+/// What to do instead of one run.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Keeps going and takes runs from clients until it is stopped
+    Serve {
+        /// How to listen.
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Starts a run on a coordinator
+    Submit {
+        /// What is to be trained.
+        #[command(flatten)]
+        request: RequestArgs,
+        /// Returns the unfinished run of the same request, if there is one
+        #[arg(long = "continue")]
+        continues: bool,
+        /// Stays and watches the run until it ends
+        #[arg(long)]
+        watch: bool,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lists the runs, newest first
+    List {
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Shows one run and its members
+    Show {
+        /// Which run.
+        #[command(flatten)]
+        run: RunName,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Follows a run until it ends
+    Watch {
+        /// Which run.
+        #[command(flatten)]
+        run: RunName,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Ends a run without a result
+    Cancel {
+        /// A run's id, an unambiguous beginning of it, or `last`
+        #[arg(value_name = "RUN")]
+        run: String,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT", default_value = "cancelled by a user")]
+        reason: String,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Prints the report of a completed run, or writes all of it to a folder
+    Report {
+        /// Which run.
+        #[command(flatten)]
+        run: RunName,
+        /// Writes report, figure, predictions and the members' checkpoints here
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lists the workers
+    Workers {
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Asks a worker to end what it runs and leave
+    Drain {
+        /// A worker's id, an unambiguous beginning of it, or its name
+        #[arg(value_name = "WORKER")]
+        worker: String,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lists the built-in recipes, or prints one as TOML
+    Recipes {
+        /// The recipe to print
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
+}

@@ -1,0 +1,145 @@
+//! The commands that talk to a coordinator, and `recipes`.
+
+use std::path::Path;
+
+use indicatif::MultiProgress;
+use plurality_common::recipe::builtin;
+use serde::Serialize;
+
+use super::{
+    args::{ClientArgs, Command, OutputFormat, RequestArgs},
+    error::CliError,
+    follow, print,
+    recipe::{self, RecipeChoiceError},
+    report_of, tables, write_results,
+};
+use crate::{
+    client::{self, Client, Request},
+    config::{ClientSettings, FileConfig},
+    progress::Progress,
+    report,
+};
+
+/// Carries out one command.
+pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> Result<(), CliError> {
+    match command {
+        Command::Serve { .. } => unreachable!("dispatched before"),
+        Command::Recipes { name } => recipes(name.as_deref()),
+        Command::Submit { request, continues, watch, client } => {
+            submit(&file.client(&client), file, &request, continues, watch.then_some(bars)).await
+        }
+        Command::List { client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let runs = client.list().await?;
+            answer(output, &runs, || tables::runs(&runs))
+        }
+        Command::Show { run, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let run = client.get(&run.run).await?;
+            answer(output, &run, || tables::run(&run))
+        }
+        Command::Watch { run, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let run = follow(&mut client, &run.run, &mut Progress::new(bars)).await?;
+            answer(output, &run, || tables::run(&run))
+        }
+        Command::Cancel { run, reason, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let run = client.cancel(&run, &reason).await?;
+            answer(output, &run, || format!("run {} is {}", run.run_id, run.status.word()))
+        }
+        Command::Report { run, out, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let report = client.report(&run.run).await?;
+            show_report(&mut client, &report, out.as_deref(), output).await
+        }
+        Command::Workers { client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let workers = client.workers().await?;
+            answer(output, &workers, || tables::workers(&workers))
+        }
+        Command::Drain { worker, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let worker = client.drain(&worker).await?;
+            answer(output, &worker, || {
+                format!("worker {} ({}) is {}", worker.worker_id, worker.name, worker.status.word())
+            })
+        }
+    }
+}
+
+async fn connect(file: &FileConfig, args: &ClientArgs) -> Result<(Client, OutputFormat), CliError> {
+    let ClientSettings { server, output } = file.client(args);
+    Ok((Client::connect(&server).await?, output))
+}
+
+/// Prints an answer in the form that was asked for.
+fn answer(output: OutputFormat, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<(), CliError> {
+    match output {
+        OutputFormat::Table => print(&table()),
+        OutputFormat::Json => {
+            print(&serde_json::to_string_pretty(value).expect("the views hold only what JSON can say"))
+        }
+    }
+}
+
+async fn submit(
+    settings: &ClientSettings,
+    file: &FileConfig,
+    args: &RequestArgs,
+    continues_unfinished: bool,
+    watching: Option<&MultiProgress>,
+) -> Result<(), CliError> {
+    let request = file.request(args);
+    let recipe = recipe::choose(&request.recipe)?;
+    let mut client = Client::connect(&settings.server).await?;
+    let submitted = client
+        .submit(Request {
+            recipe_json: recipe.to_canonical_json(),
+            seed: request.seed,
+            ensemble: request.ensemble,
+            continues_unfinished,
+        })
+        .await?;
+    answer(settings.output, &submitted, || {
+        let verb = if submitted.is_continued { "goes on" } else { "has begun" };
+        format!("run {} {verb}, seed {}", submitted.run_id, submitted.seed)
+    })?;
+    if let Some(bars) = watching {
+        let run = follow(&mut client, &submitted.run_id, &mut Progress::new(bars)).await?;
+        answer(settings.output, &run, || tables::run(&run))?;
+    }
+    Ok(())
+}
+
+async fn show_report(
+    client: &mut Client,
+    answer: &client::Report,
+    out: Option<&Path>,
+    output: OutputFormat,
+) -> Result<(), CliError> {
+    if let Some(out) = out {
+        write_results(client, answer, out).await?;
+    }
+    match output {
+        OutputFormat::Json => print(answer.json.trim_end())?,
+        OutputFormat::Table => print(report::terminal_table(&report_of(answer)?).trim_end())?,
+    }
+    match out {
+        Some(out) if output == OutputFormat::Table => print(&format!("results are in {}", out.display())),
+        _ => Ok(()),
+    }
+}
+
+fn recipes(name: Option<&str>) -> Result<(), CliError> {
+    match name {
+        Some(name) => {
+            let text = builtin::toml(name).ok_or_else(|| RecipeChoiceError::Unknown { name: name.to_owned() })?;
+            print(text.trim_end())
+        }
+        None => {
+            let recipes: Vec<_> = builtin::NAMES.iter().filter_map(|name| builtin::by_name(name)).collect();
+            print(&tables::recipes(&recipes))
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What can go wrong for whoever typed the command, and the exit code that says so.
+
+use std::{error::Error, io};
+
+use thiserror::Error;
+
+use super::recipe::RecipeChoiceError;
+use crate::{
+    client::ClientError,
+    config::{ConfigError, Percent},
+    local_workers::LocalWorkerError,
+    report::files::WriteError,
+    server::ServerError,
+};
+
+/// Done; what was asked for is there.
+pub const EXIT_DONE: u8 = 0;
+/// An error without a code of its own.
+pub const EXIT_ERROR: u8 = 1;
+/// A flag, a configuration key, a recipe or a dataset is wrong. clap uses it too.
+pub const EXIT_USAGE: u8 = 2;
+/// The run failed or was cancelled.
+pub const EXIT_RUN: u8 = 3;
+/// The run completed, but its vote is not good enough.
+pub const EXIT_ACCURACY: u8 = 4;
+/// No coordinator answers.
+pub const EXIT_UNREACHABLE: u8 = 5;
+/// Stopped by SIGINT or SIGTERM; what shells say of a program that SIGINT ended.
+pub const EXIT_STOPPED: u8 = 130;
+
+/// Why a command was not carried out.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// Flags or configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The named recipe.
+    #[error(transparent)]
+    Recipe(#[from] RecipeChoiceError),
+    /// What the coordinator answered.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The coordinator itself.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The worker beside it.
+    #[error(transparent)]
+    LocalWorker(#[from] LocalWorkerError),
+    /// The run ended without a result.
+    #[error("run {run_id} {status}: {message}")]
+    Run {
+        /// The run.
+        run_id: String,
+        /// `failed` or `cancelled`.
+        status: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// The vote is not good enough.
+    #[error("vote has {correct} of {total} test images right, expected at least {wanted}")]
+    Accuracy {
+        /// Images voted right.
+        correct: u32,
+        /// Images.
+        total: u32,
+        /// What was asked for.
+        wanted: Percent,
+    },
+    /// A signal ended it.
+    #[error("stopped by {signal}; the same command with the same --state continues the run")]
+    Stopped {
+        /// The signal's name.
+        signal: &'static str,
+    },
+    /// The stream of a run's progress ended, but not the run.
+    #[error("coordinator went away before run {run_id} had ended; watch it again with `coordinator watch {run_id}`")]
+    WatchEnded {
+        /// The run.
+        run_id: String,
+    },
+    /// The report cannot be read.
+    #[error("report of the coordinator is not understood; are both of one version?")]
+    Report {
+        /// Where it is wrong.
+        source: serde_json::Error,
+    },
+    /// A result cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Standard output is gone.
+    #[error("standard output cannot be written")]
+    Output(#[source] io::Error),
+    /// The system lacks what every program needs.
+    #[error("{what} cannot be set up")]
+    System {
+        /// What.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl CliError {
+    /// Returns the exit code that names this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Recipe(_) => EXIT_USAGE,
+            Self::Client(ClientError::Unreachable { .. }) => EXIT_UNREACHABLE,
+            Self::Client(ClientError::Address { .. }) => EXIT_USAGE,
+            Self::Client(ClientError::Refused(status)) if status.code() == tonic::Code::InvalidArgument => EXIT_USAGE,
+            Self::Client(_) => EXIT_ERROR,
+            Self::Server(error) if error.is_usage() => EXIT_USAGE,
+            Self::Server(_) => EXIT_ERROR,
+            Self::LocalWorker(_) => EXIT_ERROR,
+            Self::Run { .. } => EXIT_RUN,
+            Self::Accuracy { .. } => EXIT_ACCURACY,
+            Self::Stopped { .. } => EXIT_STOPPED,
+            Self::WatchEnded { .. } | Self::Report { .. } | Self::Write(_) => EXIT_ERROR,
+            Self::Output(_) | Self::System { .. } => EXIT_ERROR,
+        }
+    }
+}
+
+/// Returns the error and what caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors of other crates repeat their source.
+        if !text.ends_with(&cause_text) {
+            text += &format!(": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,45 @@
+//! Where log lines go: to standard error, and around the progress bars.
+
+use std::io::{self, Write};
+
+use indicatif::MultiProgress;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+use super::args::LogFormat;
+
+/// Installs the log for the whole process; `default` is the level unless `RUST_LOG` names others.
+///
+/// `bars` are the bars that log lines must not cut.
+pub fn install(format: LogFormat, default: &str, bars: &MultiProgress) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let writer = AroundBars(bars.clone());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Standard error, with the bars taken away while something is written.
+struct AroundBars(MultiProgress);
+
+/// One log line.
+struct Line(MultiProgress);
+
+impl<'a> MakeWriter<'a> for AroundBars {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(self.0.clone())
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

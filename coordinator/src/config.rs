@@ -1,0 +1,346 @@
+//! Settings: defaults, then the configuration file, then environment and flags, each winning over the one before.
+//!
+//! clap already joins environment and flags. Nothing else of the program reads a flag, the file or a default.
+
+use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, thread};
+
+use plurality_common::limits::{ENSEMBLE_MAX, SLOTS_MAX};
+use serde::{Deserialize, Deserializer, de};
+use thiserror::Error;
+
+use crate::cli::args::{ClientArgs, CommonArgs, LogFormat, OutputFormat, RequestArgs, RunArgs, ServerArgs};
+
+/// Where a coordinator listens unless told otherwise: nobody else can reach it.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:50051";
+/// Folder of everything that survives a restart.
+pub const STATE_DEFAULT: &str = ".plurality";
+/// Folder under which each run gets one for its results.
+pub const OUT_DEFAULT: &str = "results";
+/// Recipe of a run that names none.
+pub const RECIPE_DEFAULT: &str = "default";
+/// Members of a run that names no number: the lecture's ensemble.
+pub const ENSEMBLE_DEFAULT: u32 = 5;
+/// Largest configuration file read; a real one has some twenty lines.
+const CONFIG_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why settings cannot be used; the user's mistake.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("configuration file {path:?} cannot be read")]
+    Read {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The configuration file is far too long to be one.
+    #[error("configuration file {path:?} has {found} bytes, expected at most {CONFIG_BYTES_MAX}")]
+    TooLarge {
+        /// As given.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+    },
+    /// The configuration file is not TOML or has a wrong key or value.
+    #[error("configuration file {path:?} is wrong")]
+    Parse {
+        /// As given.
+        path: PathBuf,
+        /// Line, key and what is allowed.
+        source: Box<toml::de::Error>,
+    },
+    /// The ensemble's size in the file is out of range.
+    #[error("ensemble is {found}, expected 1 to {ENSEMBLE_MAX}")]
+    Ensemble {
+        /// The value.
+        found: u32,
+    },
+    /// The address to listen on cannot be read or resolved.
+    #[error("listen address {found:?} is not of the form ADDRESS:PORT, such as {LISTEN_DEFAULT}")]
+    Listen {
+        /// The value.
+        found: String,
+    },
+    /// Listening beyond this machine needs consent.
+    #[error(
+        "listen address {address} can be reached from other machines, and nothing is encrypted yet: anyone who reaches \
+         it can use this coordinator; add --insecure if the network is yours alone"
+    )]
+    NotLoopback {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+/// The configuration file's keys; the flags' names.
+#[derive(Deserialize, Clone, Default, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FileConfig {
+    log_format: Option<LogFormat>,
+    ensemble: Option<u32>,
+    recipe: Option<String>,
+    seed: Option<u64>,
+    out: Option<PathBuf>,
+    min_accuracy: Option<Percent>,
+    listen: Option<String>,
+    insecure: Option<bool>,
+    local_workers: Option<LocalWorkers>,
+    data: Option<PathBuf>,
+    state: Option<PathBuf>,
+    reflection: Option<bool>,
+    server: Option<String>,
+    output: Option<OutputFormat>,
+}
+
+/// Worker slots on the coordinator's own machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LocalWorkers {
+    /// No worker process is started.
+    #[default]
+    None,
+    /// One process with so many slots.
+    Slots(NonZeroU32),
+    /// One process with one slot a core.
+    Auto,
+}
+
+/// Text is not a number of slots.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("expected a number from 0 to {SLOTS_MAX} or auto, found {found:?}")]
+pub struct ParseLocalWorkersError {
+    found: String,
+}
+
+impl LocalWorkers {
+    /// Returns the slots to start, or `None` for no worker.
+    pub fn slots(self) -> Option<NonZeroU32> {
+        match self {
+            Self::None => None,
+            Self::Slots(slots) => Some(slots),
+            Self::Auto => {
+                let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+                Some(NonZeroU32::new(cores.min(SLOTS_MAX)).unwrap_or(NonZeroU32::MIN))
+            }
+        }
+    }
+}
+
+impl FromStr for LocalWorkers {
+    type Err = ParseLocalWorkersError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        match text.parse::<u32>() {
+            Ok(slots) if slots <= SLOTS_MAX => Ok(NonZeroU32::new(slots).map_or(Self::None, Self::Slots)),
+            _ => Err(ParseLocalWorkersError { found: text.to_owned() }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LocalWorkers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = LocalWorkers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a number from 0 to {SLOTS_MAX} or \"auto\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<LocalWorkers, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<LocalWorkers, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<LocalWorkers, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A share of the test images, in percent: above 1, so that `0.995` for 99.5 % is caught, and at most 100.
+#[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
+pub struct Percent(f64);
+
+/// A number is not a percentage.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("expected a percentage above 1 and at most 100, such as 99.5, found {found:?}")]
+pub struct ParsePercentError {
+    found: String,
+}
+
+impl Percent {
+    /// Whether `correct` of `total` reaches it.
+    pub fn is_reached_by(self, correct: u32, total: u32) -> bool {
+        f64::from(correct) * 100.0 >= self.0 * f64::from(total)
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", self.0)
+    }
+}
+
+impl TryFrom<f64> for Percent {
+    type Error = ParsePercentError;
+
+    fn try_from(number: f64) -> Result<Self, Self::Error> {
+        if number > 1.0 && number <= 100.0 {
+            Ok(Self(number))
+        } else {
+            Err(ParsePercentError { found: number.to_string() })
+        }
+    }
+}
+
+impl FromStr for Percent {
+    type Err = ParsePercentError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number: f64 = text.parse().map_err(|_| ParsePercentError { found: text.to_owned() })?;
+        number.try_into()
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+    }
+}
+
+/// What is to be trained.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RequestSettings {
+    /// Members.
+    pub ensemble: u32,
+    /// Name of a built-in recipe or path of a file.
+    pub recipe: String,
+    /// Drawn by the coordinator if absent.
+    pub seed: Option<u64>,
+}
+
+/// Settings of the one-run form beside the coordinator's.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunSettings {
+    /// What is to be trained.
+    pub request: RequestSettings,
+    /// Folder for the results; `results/<run id>` if absent.
+    pub out: Option<PathBuf>,
+    /// The vote that is good enough.
+    pub min_accuracy: Option<Percent>,
+}
+
+/// Settings of a coordinator that listens.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServerSettings {
+    /// Address to listen on; loopback unless the user consented.
+    pub listen: SocketAddr,
+    /// Slots on this machine.
+    pub local_workers: LocalWorkers,
+    /// Folder with a dataset; the embedded one if absent.
+    pub data: Option<PathBuf>,
+    /// Folder of everything that survives a restart.
+    pub state: PathBuf,
+    /// Whether gRPC reflection is answered.
+    pub has_reflection: bool,
+}
+
+/// Settings of a command that talks to a coordinator.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ClientSettings {
+    /// `HOST:PORT`.
+    pub server: String,
+    /// Form of the answer.
+    pub output: OutputFormat,
+}
+
+impl FileConfig {
+    /// Reads the file that the flags name; without one, every key is absent.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not TOML, or has an unknown key or a wrong value.
+    pub fn read(common: &CommonArgs) -> Result<Self, ConfigError> {
+        let Some(path) = &common.config else { return Ok(Self::default()) };
+        let read_error = |source| ConfigError::Read { path: path.clone(), source };
+        let found = std::fs::metadata(path).map_err(read_error)?.len();
+        if found > CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLarge { path: path.clone(), found });
+        }
+        let text = std::fs::read_to_string(path).map_err(read_error)?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.clone(), source: Box::new(source) })?;
+        match config.ensemble {
+            Some(found) if !(1..=ENSEMBLE_MAX).contains(&found) => Err(ConfigError::Ensemble { found }),
+            _ => Ok(config),
+        }
+    }
+
+    /// Returns the form of the log.
+    pub fn log_format(&self, args: &CommonArgs) -> LogFormat {
+        args.log_format.or(self.log_format).unwrap_or_default()
+    }
+
+    /// Joins what is to be trained.
+    pub fn request(&self, args: &RequestArgs) -> RequestSettings {
+        RequestSettings {
+            ensemble: args.ensemble.or(self.ensemble).unwrap_or(ENSEMBLE_DEFAULT),
+            recipe: args.recipe.clone().or_else(|| self.recipe.clone()).unwrap_or_else(|| RECIPE_DEFAULT.to_owned()),
+            seed: args.seed.or(self.seed),
+        }
+    }
+
+    /// Joins the settings of the one-run form.
+    pub fn run(&self, args: &RunArgs) -> RunSettings {
+        RunSettings {
+            request: self.request(&args.request),
+            out: args.out.clone().or_else(|| self.out.clone()),
+            min_accuracy: args.min_accuracy.or(self.min_accuracy),
+        }
+    }
+
+    /// Joins the settings of a coordinator that listens.
+    ///
+    /// # Errors
+    /// When the address is malformed, or can be reached from other machines without consent.
+    pub fn server(&self, args: &ServerArgs) -> Result<ServerSettings, ConfigError> {
+        let text = args.listen.as_deref().or(self.listen.as_deref()).unwrap_or(LISTEN_DEFAULT);
+        let listen = parse_listen(text)?;
+        let is_insecure_allowed = args.insecure.or(self.insecure).unwrap_or(false);
+        if !listen.ip().is_loopback() && !is_insecure_allowed {
+            return Err(ConfigError::NotLoopback { address: listen });
+        }
+        Ok(ServerSettings {
+            listen,
+            local_workers: args.local_workers.or(self.local_workers).unwrap_or_default(),
+            data: args.data.clone().or_else(|| self.data.clone()),
+            state: args.state.clone().or_else(|| self.state.clone()).unwrap_or_else(|| PathBuf::from(STATE_DEFAULT)),
+            has_reflection: args.reflection.or(self.reflection).unwrap_or(false),
+        })
+    }
+
+    /// Joins the settings of a command that talks to a coordinator.
+    pub fn client(&self, args: &ClientArgs) -> ClientSettings {
+        ClientSettings {
+            server: args.server.clone().or_else(|| self.server.clone()).unwrap_or_else(|| LISTEN_DEFAULT.to_owned()),
+            output: args.output.or(self.output).unwrap_or_default(),
+        }
+    }
+}
+
+/// Reads an address with a port; `localhost` is the only name, so that nothing is looked up.
+fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    numeric.parse().map_err(|_| ConfigError::Listen { found: text.to_owned() })
+}

@@ -1,0 +1,235 @@
+//! A whole coordinator: its parts put together on one port, and taken apart in order.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use plurality_common::limits::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX};
+use plurality_proto::v1::{
+    blob_service_server::BlobServiceServer, run_service_server::RunServiceServer,
+    worker_service_server::WorkerServiceServer,
+};
+use thiserror::Error;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use self::judge::Judge;
+use crate::{
+    artifacts::{ArtifactError, ArtifactStore},
+    board::VoteBoard,
+    config::ServerSettings,
+    core::Timing,
+    dataset::{Dataset, DatasetError, Source, TestSets},
+    driver::{self, Driver, Environment, StartError},
+    service::{blob::Blobs, run::Runs, worker::Workers},
+    store::{SqliteStore, StoreError},
+    verify::Checker,
+};
+
+mod judge;
+
+/// The blobs, within the state folder.
+const ARTIFACTS_NAME: &str = "artifacts";
+/// Most calls at a time on one connection. A worker has one heartbeat and one upload a slot; the rest is head-room.
+const CALLS_PER_CONNECTION_MAX: u32 = 1280;
+/// How long calls may take to end when the coordinator stops. Streams and long polls end by themselves at once; a silent
+/// HTTP/2 peer would hold the server for the whole keepalive.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a coordinator cannot start or go on.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Another program listens there.
+    #[error(
+        "address {address} is in use, perhaps by another coordinator; name another with --listen, where port 0 takes a \
+         free one"
+    )]
+    AddressInUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The system does not let it listen there.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the state folder holds cannot be used.
+    #[error("cannot continue from the state folder")]
+    Start(#[from] StartError),
+    /// The blobs cannot be used.
+    #[error("cannot use the blobs in the state folder")]
+    Artifacts(#[from] ArtifactError),
+    /// The dataset cannot be used.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The system gives no thread.
+    #[error("cannot start the verification")]
+    Verification(#[from] rayon::ThreadPoolBuildError),
+    /// The network layer failed.
+    #[error("cannot serve")]
+    Transport(#[from] tonic::transport::Error),
+    /// A part ended by itself.
+    #[error("{part} ended by itself, which is a bug of this program")]
+    Ended {
+        /// Which.
+        part: &'static str,
+    },
+}
+
+impl ServerError {
+    /// Says whether the user named something that cannot be used, and not the world was at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Dataset(DatasetError::Idx(_)))
+    }
+}
+
+/// A running coordinator. Dropped without [`Server::stop`], its tasks go on until the runtime ends.
+pub struct Server {
+    address: SocketAddr,
+    driver: driver::Handle,
+    health: HealthReporter,
+    stopping: CancellationToken,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// `None` once its end was seen.
+    driving: Option<JoinHandle<Result<(), StoreError>>>,
+    judging: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens the state folder, continues what is in it, and serves.
+    ///
+    /// # Errors
+    /// When the folder is in use or damaged, the dataset is malformed, or the address cannot be listened on.
+    pub async fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
+        let store = SqliteStore::open(&settings.state).await?;
+        let listener = listen(settings.listen).await?;
+        let address =
+            listener.local_addr().map_err(|source| ServerError::Listen { address: settings.listen, source })?;
+        let artifacts = ArtifactStore::open(settings.state.join(ARTIFACTS_NAME))?;
+        let source = settings.data.clone().map_or(Source::Embedded, Source::Directory);
+        let dataset = Arc::new(Dataset::prepare(source, &artifacts).await?);
+        let test_sets = Arc::new(TestSets::new(artifacts.clone()));
+        let checker = Arc::new(Checker::new()?);
+        let (driver, driving) = Driver::spawn(store, Environment::system(Timing::default())).await?;
+        let stopping = CancellationToken::new();
+        let judge =
+            Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), checker };
+        let judging = tokio::spawn(judge.run(stopping.clone()));
+        let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
+        let runs = Runs { driver: driver.clone(), dataset, board, stopping: stopping.clone() };
+        let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
+        let blobs = Blobs::new(artifacts, stopping.clone());
+        let health = HealthReporter::new();
+        let router = router(workers, blobs, runs, &health, settings.has_reflection).await;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
+        tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
+        Ok(Self { address, driver, health, stopping, serving, driving: Some(driving), judging })
+    }
+
+    /// Returns where it listens, with the port that was taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns an address at which this machine reaches it.
+    pub fn local_address(&self) -> SocketAddr {
+        reachable(self.address)
+    }
+
+    /// Waits until a part of it fails; for ever if none does. The process is to end then: the state in memory must not
+    /// run ahead of the disk.
+    pub async fn failed(&mut self) -> ServerError {
+        let Some(driving) = &mut self.driving else { return std::future::pending().await };
+        tokio::select! {
+            driven = driving => {
+                self.driving = None;
+                match driven {
+                    Ok(Err(error)) => error.into(),
+                    Ok(Ok(())) => ServerError::Ended { part: "driver" },
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                }
+            }
+            served = &mut self.serving => match served {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => ServerError::Ended { part: "server" },
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+        }
+    }
+
+    /// Stops in order: no new calls, streams and long polls end, calls end or are cut, then the store is closed.
+    ///
+    /// # Errors
+    /// When the store cannot be closed.
+    pub async fn stop(mut self) -> Result<(), ServerError> {
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        self.stopping.cancel();
+        if !self.serving.is_finished() && tokio::time::timeout(STOP_DEADLINE, &mut self.serving).await.is_err() {
+            tracing::warn!("some connections did not end within {STOP_DEADLINE:?}; they are cut");
+            self.serving.abort();
+        }
+        // Its end is what matters; a panic of it was printed when it happened.
+        let _ = self.judging.await;
+        self.driver.stop().await;
+        match self.driving {
+            Some(driving) => match driving.await {
+                Ok(closed) => Ok(closed?),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+            None => Ok(()),
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ServerError::AddressInUse { address },
+        _ => ServerError::Listen { address, source },
+    })
+}
+
+async fn router(workers: Workers, blobs: Blobs, runs: Runs, health: &HealthReporter, has_reflection: bool) -> Router {
+    health.set_serving::<WorkerServiceServer<Workers>>().await;
+    health.set_serving::<BlobServiceServer<Blobs>>().await;
+    health.set_serving::<RunServiceServer<Runs>>().await;
+    let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
+    let reflection = has_reflection.then(|| {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(plurality_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .expect("the descriptors were made by the compiler of this very program")
+    });
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX as usize)
+        .add_service(WorkerServiceServer::new(workers).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(BlobServiceServer::new(blobs).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(RunServiceServer::new(runs).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_optional_service(reflection)
+}
+
+/// Returns `address` with "any address" replaced by loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}

@@ -1,0 +1,126 @@
+//! The task that has results verified: asks the driver for the next one, has it checked, reports the verdict.
+
+use std::{sync::Arc, time::Duration};
+
+use plurality_common::recipe::parse::{RecipeError, recipe_from_json};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    artifacts::{ArtifactError, ArtifactStore},
+    cli::error::chain,
+    core::{PendingVerification, Verification, VerificationOutcome},
+    dataset::{DatasetError, TestSets},
+    driver::{self, DriverError},
+    verify::{Checker, Expected},
+};
+
+/// How long to wait when the store of blobs fails: it is not the member's fault, and a disk may come back.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why a result could be neither accepted nor refused.
+#[derive(Debug, Error)]
+enum JudgeError {
+    #[error("failed to read the run's recipe")]
+    Recipe(#[from] RecipeError),
+    #[error("failed to read the result")]
+    Artifact(#[from] ArtifactError),
+    #[error("failed to read the test set")]
+    Dataset(#[from] DatasetError),
+    #[error("stopped before the result was checked")]
+    Stopped,
+}
+
+/// Judges one result after the other.
+pub struct Judge {
+    /// Where results come from and verdicts go.
+    pub driver: driver::Handle,
+    /// Where blobs are.
+    pub artifacts: ArtifactStore,
+    /// What results are judged on.
+    pub test_sets: Arc<TestSets>,
+    /// What computes.
+    pub checker: Arc<Checker>,
+}
+
+impl Judge {
+    /// Judges until `stopping` is cancelled or the driver ends.
+    pub async fn run(self, stopping: CancellationToken) {
+        tokio::select! {
+            ended = self.judge_all() => {
+                if let Err(error) = ended {
+                    tracing::debug!("verification ends: {error}");
+                }
+            }
+            // What was not judged is asked for again at the next start.
+            () = stopping.cancelled() => {}
+        }
+    }
+
+    async fn judge_all(&self) -> Result<(), DriverError> {
+        let mut changes = self.driver.changes();
+        loop {
+            changes.mark_unchanged();
+            let Some(pending) = self.driver.pending_verifications().await?.into_iter().next() else {
+                changes.changed().await.map_err(|_| DriverError::Stopped)?;
+                continue;
+            };
+            let (run, member) = (pending.run.clone(), pending.member);
+            let attempt = pending.attempt.clone();
+            match self.judge(pending).await {
+                Ok(outcome) => {
+                    if let VerificationOutcome::Rejected { reason } = &outcome {
+                        tracing::warn!(%run, %member, "result rejected: {reason}");
+                    }
+                    self.driver.verified(attempt, outcome).await?;
+                }
+                Err(error) => {
+                    tracing::error!(%run, %member, "result cannot be checked now: {}", chain(&error));
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn judge(&self, pending: PendingVerification) -> Result<VerificationOutcome, JudgeError> {
+        let expected = Expected {
+            recipe: recipe_from_json(&pending.recipe.json)?,
+            run_seed: pending.run_seed,
+            member: pending.member.0,
+        };
+        let result = &pending.result;
+        let blobs =
+            (self.artifacts.get(result.checkpoint.sha256).await, self.artifacts.get(result.predictions.sha256).await);
+        let (checkpoint, claimed) = match blobs {
+            (Ok(checkpoint), Ok(claimed)) => (checkpoint, claimed),
+            // Gone for good: only a new attempt brings it back.
+            (Err(error @ (ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. })), _)
+            | (_, Err(error @ (ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }))) => {
+                return Ok(VerificationOutcome::Rejected { reason: chain(&error) });
+            }
+            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+        };
+        let test_set = self.test_sets.get(pending.dataset.test_images, pending.test_labels).await?;
+        let checker = Arc::clone(&self.checker);
+        let checked = tokio::task::spawn_blocking(move || {
+            checker.check(&expected, &checkpoint, &claimed, &test_set.images, &test_set.labels)
+        });
+        let verified = match checked.await {
+            Ok(Ok(verified)) => verified,
+            Ok(Err(rejection)) => return Ok(VerificationOutcome::Rejected { reason: chain(&rejection) }),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Err(JudgeError::Stopped),
+        };
+        let predictions = self.artifacts.put(verified.predictions.to_safetensors()).await?;
+        Ok(VerificationOutcome::Accepted(Verification {
+            test_correct: verified.test.correct,
+            test_total: verified.test.total,
+            disagreements: count(verified.differing),
+            predictions,
+        }))
+    }
+}
+
+fn count(images: usize) -> u32 {
+    u32::try_from(images).expect("an IDX file of at most 1 GiB has fewer than 2^32 images")
+}

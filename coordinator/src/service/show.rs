@@ -1,0 +1,129 @@
+//! From the core's views to messages.
+
+use plurality_proto::v1;
+
+use crate::board::VoteSoFar;
+use crate::core::{
+    AttemptView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome, RunView, Start, Stop, StopReason,
+    WallTime, WorkerStatus, WorkerView,
+};
+
+/// Shows a run.
+pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
+    let status = match view.outcome {
+        None => v1::RunStatus::Running,
+        Some(RunOutcome::Completed {}) => v1::RunStatus::Completed,
+        Some(RunOutcome::Failed { .. }) => v1::RunStatus::Failed,
+        Some(RunOutcome::Cancelled { .. }) => v1::RunStatus::Cancelled,
+    };
+    v1::Run {
+        run_id: view.id.as_str().to_owned(),
+        status: status.into(),
+        recipe_name: view.request.recipe.name,
+        recipe_sha256: view.request.recipe.sha256.to_string(),
+        seed: view.seed,
+        members: view.members.into_iter().map(member).collect(),
+        submitted_at: Some(timestamp(view.submitted_at)),
+        finished_at: view.finished_at.map(timestamp),
+        message: view.message,
+        vote_so_far: vote.map(|vote| v1::VoteSoFar { members: vote.members, correct: vote.correct, total: vote.total }),
+    }
+}
+
+fn member(view: MemberView) -> v1::Member {
+    let status = match view.status {
+        MemberStatus::Queued => v1::MemberStatus::Queued,
+        MemberStatus::Active => v1::MemberStatus::Active,
+        MemberStatus::Verifying => v1::MemberStatus::Verifying,
+        MemberStatus::Committed => v1::MemberStatus::Committed,
+        MemberStatus::Failed => v1::MemberStatus::Failed,
+        MemberStatus::Cancelled => v1::MemberStatus::Cancelled,
+    };
+    let leading = view.leading_attempt();
+    let commit = view.commit();
+    v1::Member {
+        index: view.index.0,
+        status: status.into(),
+        attempts: view.attempts.len().try_into().unwrap_or(u32::MAX),
+        worker_name: leading.map_or_else(String::new, |attempt| attempt.worker_name.clone()),
+        progress: leading.and_then(progress),
+        test_correct: commit.map(|commit| commit.verification.test_correct),
+        validation_accuracy: commit.and_then(|commit| commit.result.validation_accuracy),
+        train_seconds: commit.map(|commit| commit.result.train_seconds),
+        failures: view.failures(),
+    }
+}
+
+fn progress(attempt: &AttemptView) -> Option<v1::Progress> {
+    attempt.progress.clone().map(v1::Progress::from)
+}
+
+/// Shows a worker.
+pub fn worker(view: WorkerView) -> v1::Worker {
+    let status = match view.status {
+        WorkerStatus::Online => v1::WorkerStatus::Online,
+        WorkerStatus::Suspect => v1::WorkerStatus::Suspect,
+        WorkerStatus::Draining => v1::WorkerStatus::Draining,
+        WorkerStatus::Gone => v1::WorkerStatus::Gone,
+    };
+    v1::Worker {
+        worker_id: view.id.as_str().to_owned(),
+        name: view.profile.name,
+        status: status.into(),
+        software_version: view.profile.software_version,
+        slots: view.profile.slots,
+        free_slots: view.free_slots,
+        threads_per_slot: view.profile.threads_per_slot,
+        device: view.profile.device,
+        attempts: view.attempts.into_iter().map(held_attempt).collect(),
+        members_committed: view.members_committed,
+    }
+}
+
+fn held_attempt(view: HeldAttemptView) -> v1::WorkerAttempt {
+    v1::WorkerAttempt {
+        attempt_id: view.id.as_str().to_owned(),
+        run_id: view.run.as_str().to_owned(),
+        member: view.member.0,
+        progress: view.progress.map(v1::Progress::from),
+    }
+}
+
+/// Words an instruction.
+pub fn instruction(instruction: Instruction) -> v1::Instruction {
+    let kind = match instruction {
+        Instruction::Start(start) => v1::instruction::Kind::Start(self::start(*start)),
+        Instruction::Stop(stop) => v1::instruction::Kind::Stop(self::stop(stop)),
+        Instruction::Drain => v1::instruction::Kind::Drain(v1::Drain {}),
+    };
+    v1::Instruction { kind: Some(kind) }
+}
+
+fn start(start: Start) -> v1::Start {
+    v1::Start {
+        handle: Some(start.handle.into()),
+        run_id: start.run.as_str().to_owned(),
+        member: start.member.0,
+        recipe_json: start.recipe.json,
+        recipe_sha256: start.recipe.sha256.to_string(),
+        run_seed: start.run_seed,
+        dataset: Some(start.dataset.into()),
+    }
+}
+
+/// Words an order to stop.
+pub fn stop(stop: Stop) -> v1::Stop {
+    let reason = match stop.reason {
+        StopReason::Superseded => v1::StopReason::Superseded,
+        StopReason::RunCancelled => v1::StopReason::RunCancelled,
+        StopReason::RunFailed => v1::StopReason::RunFailed,
+        StopReason::Unknown => v1::StopReason::Unknown,
+    };
+    v1::Stop { attempt_id: stop.attempt.as_str().to_owned(), reason: reason.into() }
+}
+
+/// Words a point in time.
+fn timestamp(time: WallTime) -> prost_types::Timestamp {
+    let (seconds, milliseconds) = (time.0.div_euclid(1000), time.0.rem_euclid(1000));
+    prost_types::Timestamp { seconds, nanos: (milliseconds * 1_000_000) as i32 }
+}

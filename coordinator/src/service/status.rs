@@ -1,0 +1,125 @@
+//! From errors to gRPC: the one place where a domain error gets a code.
+
+use plurality_common::{recipe::parse::RecipeError, wire::WireError};
+use thiserror::Error;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::{
+    artifacts::ArtifactError,
+    board::BoardError,
+    cli::error::chain,
+    core::{Refusal, version::IncompatibleVersion},
+    dataset::DatasetError,
+    driver::DriverError,
+};
+
+/// Why a call is not answered as asked.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// A field of the message is wrong.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The recipe does not fit the dataset.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// No protocol version in common.
+    #[error(transparent)]
+    Version(#[from] IncompatibleVersion),
+    /// The core refuses, or the driver has stopped.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// A blob cannot be stored or read.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Votes cannot be counted, or there is no report yet.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// The caller's stream broke.
+    #[error("stream of the caller broke")]
+    Broken(#[source] Status),
+    /// The coordinator is being stopped.
+    #[error("coordinator is stopping, try again later")]
+    Stopping,
+}
+
+impl ServiceError {
+    /// Says that a field of a message is wrong.
+    pub fn field(field: &str, expected: &str, found: impl ToString) -> Self {
+        Self::Wire(WireError::new(field, expected, found.to_string()))
+    }
+
+    /// Returns the code that tells a caller what to do: change the request (`InvalidArgument`, `NotFound`,
+    /// `FailedPrecondition`, `OutOfRange`), or try again (`Aborted` after asking where it stands, `Unavailable`,
+    /// `ResourceExhausted`, `Internal`).
+    fn code(&self) -> Code {
+        match self {
+            Self::Wire(_) | Self::Recipe(_) => Code::InvalidArgument,
+            Self::Dataset(error) => dataset_code(error),
+            Self::Artifact(error) => artifact_code(error),
+            Self::Version(_) => Code::FailedPrecondition,
+            Self::Driver(DriverError::Refused(refusal)) => refusal_code(refusal),
+            Self::Driver(DriverError::Stopped) => Code::Unavailable,
+            Self::Board(error) => board_code(error),
+            Self::Broken(status) => status.code(),
+            Self::Stopping => Code::Unavailable,
+        }
+    }
+}
+
+fn board_code(error: &BoardError) -> Code {
+    match error {
+        BoardError::Unfinished { .. } => Code::FailedPrecondition,
+        BoardError::Artifacts(error) => artifact_code(error),
+        BoardError::Dataset(error) => dataset_code(error),
+        BoardError::Predictions(_) | BoardError::Recipe(_) => Code::Internal,
+        BoardError::Stopped => Code::Unavailable,
+    }
+}
+
+fn dataset_code(error: &DatasetError) -> Code {
+    match error {
+        DatasetError::Fit(_) | DatasetError::TooFewClasses { .. } => Code::InvalidArgument,
+        DatasetError::Idx(_) => Code::Internal,
+        DatasetError::Artifacts(error) => artifact_code(error),
+        DatasetError::Stopped => Code::Unavailable,
+    }
+}
+
+fn artifact_code(error: &ArtifactError) -> Code {
+    match error {
+        ArtifactError::BlobTooLarge { .. } | ArtifactError::ChunkTooLarge { .. } | ArtifactError::TooLong { .. } => {
+            Code::InvalidArgument
+        }
+        ArtifactError::OffsetMismatch { .. } | ArtifactError::DigestMismatch { .. } => Code::Aborted,
+        ArtifactError::TooManyUploads { .. } => Code::ResourceExhausted,
+        ArtifactError::NotFound { .. } => Code::NotFound,
+        ArtifactError::OutOfRange { .. } => Code::OutOfRange,
+        ArtifactError::Damaged { .. } | ArtifactError::Staging { .. } | ArtifactError::Store { .. } => Code::Internal,
+        ArtifactError::Stopped => Code::Unavailable,
+    }
+}
+
+fn refusal_code(refusal: &Refusal) -> Code {
+    match refusal {
+        Refusal::UnknownWorker { .. } | Refusal::UnknownRun { .. } => Code::NotFound,
+        Refusal::Ambiguous { .. } | Refusal::EnsembleSize { .. } | Refusal::Slots { .. } => Code::InvalidArgument,
+        Refusal::RunEnded { .. } => Code::FailedPrecondition,
+    }
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let code = error.code();
+        if code == Code::Internal {
+            // What went wrong inside may name local paths: it stays in the log, under a name that the caller is told.
+            let incident = Uuid::now_v7();
+            tracing::error!(%incident, "{}", chain(&error));
+            return Self::internal(format!("internal error, the coordinator's log names it as incident {incident}"));
+        }
+        Self::new(code, chain(&error))
+    }
+}
