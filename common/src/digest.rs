@@ -94,3 +94,33 @@ impl Hasher {
         Digest(self.0.finalize().into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SHA-256 of nothing, FIPS 180-4.
+    const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn text_and_digest_are_one() {
+        let digest = Digest::of(b"");
+        assert_eq!(digest.to_string(), EMPTY);
+        assert_eq!(EMPTY.parse(), Ok(digest));
+        assert_eq!(serde_json::from_str::<Digest>(&serde_json::to_string(&digest).unwrap()).unwrap(), digest);
+        assert_eq!(digest.short(), "e3b0c44298fc");
+        let mut hasher = Hasher::default();
+        hasher.update(b"in ");
+        hasher.update(b"pieces");
+        assert_eq!(hasher.finish(), Digest::of(b"in pieces"));
+    }
+
+    #[test]
+    fn text_that_is_not_canonical_is_refused() {
+        for text in ["", "e3b0", &EMPTY.to_uppercase(), &format!("{EMPTY}00"), &EMPTY.replace('e', "g")] {
+            assert!(text.parse::<Digest>().is_err(), "{text}");
+        }
+        let error = "x".parse::<Digest>().unwrap_err().to_string();
+        assert_eq!(error, "expected a SHA-256 digest of 64 hexadecimal digits, found \"x\"");
+    }
+}

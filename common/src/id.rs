@@ -81,3 +81,15 @@ impl fmt::Display for MemberIndex {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_not_shown_in_logs() {
+        let token = Token::new("secret");
+        assert_eq!(format!("{token:?}"), "Token(…)");
+        assert_eq!(token.reveal(), "secret");
+    }
+}

@@ -422,3 +422,198 @@ fn to_idx(magic: u32, dimensions: &[usize], data: &[u8]) -> Vec<u8> {
     bytes.extend(data);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _};
+
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn images(count: usize, rows: usize, columns: usize) -> Images {
+        let pixels = (0..count * rows * columns).map(|index| (index % 251) as u8).collect();
+        Images { count, rows, columns, pixels }
+    }
+
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn words(words: &[u32], data: &[u8]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).chain(data.iter().copied()).collect()
+    }
+
+    #[test]
+    fn images_and_labels_survive_a_round_trip_plain_and_packed() {
+        let images = images(3, 4, 5);
+        let labels = Labels(vec![0, 9, 4]);
+        for pack in [<[u8]>::to_vec as fn(&[u8]) -> Vec<u8>, packed] {
+            assert_eq!(parse_images("i", &pack(&images.to_idx())).unwrap(), images);
+            assert_eq!(parse_labels("l", &pack(&labels.to_idx()), 10).unwrap(), labels);
+            assert_eq!(unpack("i", &pack(&images.to_idx())).unwrap(), images.to_idx());
+        }
+        assert_eq!(images.image(1), &images.pixels[20..40]);
+    }
+
+    #[test]
+    fn malformed_files_are_refused_with_name_offset_and_reason() {
+        let image_file = images(2, 2, 2).to_idx();
+        let label_file = words(&[0x801, 3], &[0, 1, 10]);
+        let longer = [image_file.as_slice(), &[0]].concat();
+        let cases: &[(&str, Vec<u8>, &str)] = &[
+            ("empty", vec![], "f: ends at byte 0, expected 8 bytes"),
+            ("half a magic", vec![0, 0], "f: ends at byte 2, expected 8 bytes"),
+            ("half a header", image_file[..10].to_vec(), "f: ends at byte 10, expected 16 bytes"),
+            ("half the pixels", image_file[..20].to_vec(), "f: ends at byte 20, expected 24 bytes"),
+            ("a byte more", longer.clone(), "f: has more bytes from byte 24 on, where its header promises the end"),
+            (
+                "another magic",
+                words(&[0xcafe_babe, 1], &[0]),
+                "f: begins with 0xcafebabe at byte 0, expected 0x00000803, an IDX file of images, or 0x00000801, of labels",
+            ),
+            ("no images", words(&[0x803, 0, 28, 28], &[]), "f: the number of images at byte 4 is 0"),
+            ("no columns", words(&[0x803, 1, 28, 0], &[]), "f: the number of columns at byte 12 is 0"),
+            (
+                "2^96 pixels",
+                words(&[0x803, u32::MAX, u32::MAX, u32::MAX], &[]),
+                "f: the header at byte 4 promises 79228162458924105385300197391 bytes, expected at most 1073741824",
+            ),
+            (
+                "labels",
+                label_file.clone(),
+                "f: begins with 0x00000801 at byte 0, expected 0x00000803, an IDX file of images",
+            ),
+            ("packed and short", packed(&image_file[..20]), "f: ends at byte 20, expected 24 bytes"),
+            (
+                "packed and long",
+                packed(&longer),
+                "f: has more bytes from byte 24 on, where its header promises the end",
+            ),
+            (
+                "bytes after the packed ones",
+                [packed(&image_file).as_slice(), b"tail"].concat(),
+                "f: has more bytes from byte 24 on, where its header promises the end",
+            ),
+        ];
+        for (case, bytes, expected) in cases {
+            assert_eq!(parse_images("f", bytes).unwrap_err().to_string(), *expected, "{case}");
+        }
+        assert_eq!(
+            parse_labels("f", &label_file, 10).unwrap_err().to_string(),
+            "f: label 10 at byte 10, expected 0 to 9"
+        );
+        assert_eq!(
+            parse_labels("f", &image_file, 10).unwrap_err().to_string(),
+            "f: begins with 0x00000803 at byte 0, expected 0x00000801, an IDX file of labels"
+        );
+    }
+
+    #[test]
+    fn damaged_packing_is_refused_with_its_cause() {
+        let mut bytes = packed(&images(2, 2, 2).to_idx());
+        let crc = bytes.len() - 8;
+        bytes[crc] ^= 1;
+        let error = parse_images("f", &bytes).unwrap_err();
+        assert_eq!(error.to_string(), "f: gzip data is damaged after 24 unpacked bytes");
+        assert!(std::error::Error::source(&error).is_some());
+        assert!(matches!(parse_images("f", &bytes[..crc - 2]), Err(IdxError::Gzip { .. })));
+    }
+
+    #[test]
+    fn a_gzip_bomb_is_not_unpacked() {
+        // 64 MiB of zeros behind a header that promises four pixels.
+        let mut bomb = words(&[0x803, 1, 2, 2], &[]);
+        bomb.resize(64 << 20, 0);
+        let bomb = packed(&bomb);
+        assert!(bomb.len() < 1 << 20);
+        assert!(matches!(parse_images("f", &bomb), Err(IdxError::Trailing { offset: 20, .. })));
+
+        let mut decoder = GzDecoder::new(bomb.as_slice());
+        let mut plain = Vec::new();
+        unpack_until("f", &mut decoder, &mut plain, 21).unwrap();
+        assert_eq!(plain.len(), 21);
+    }
+
+    #[test]
+    fn a_packed_header_that_promises_too_much_is_refused_before_its_data() {
+        let file = packed(&words(&[0x803, 2000, 1024, 1024], &[0; 100]));
+        assert!(matches!(parse_images("f", &file), Err(IdxError::TooLarge { bytes: 2_097_152_016, .. })));
+    }
+
+    #[test]
+    fn files_that_do_not_belong_together_are_refused() {
+        let (three, two) = (images(3, 4, 4).to_idx(), images(2, 4, 4).to_idx());
+        let (labels3, labels2) = (Labels(vec![1; 3]).to_idx(), Labels(vec![1; 2]).to_idx());
+        let read = |files: [&[u8]; 4]| {
+            let [a, b, c, d] = files;
+            Dataset::from_files([("ti", a), ("tl", b), ("ei", c), ("el", d)], 10)
+        };
+        assert!(read([&three, &labels3, &two, &labels2]).is_ok());
+        assert_eq!(
+            read([&three, &labels2, &two, &labels2]).unwrap_err().to_string(),
+            "tl: the header at byte 4 promises 2 labels, but ti has 3 images"
+        );
+        assert_eq!(
+            read([&three, &labels3, &two, &labels3]).unwrap_err().to_string(),
+            "el: the header at byte 4 promises 3 labels, but ei has 2 images"
+        );
+        let other = images(2, 4, 3).to_idx();
+        assert_eq!(
+            read([&three, &labels3, &other, &labels2]).unwrap_err().to_string(),
+            "ei: images at byte 8 are 4×3, but those of ti are 4×4"
+        );
+    }
+
+    #[test]
+    fn a_directory_is_read_whichever_usual_names_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+        write("train-images-idx3-ubyte", &images(3, 4, 4).to_idx());
+        write("train-labels.idx1-ubyte", &Labels(vec![1; 3]).to_idx());
+        write("t10k-images-idx3-ubyte.gz", &packed(&images(2, 4, 4).to_idx()));
+        let missing = read_directory(folder.path(), 10).unwrap_err().to_string();
+        assert!(missing.ends_with("no file t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz"), "{missing}");
+        write("t10k-labels.idx1-ubyte.gz", &packed(&Labels(vec![1; 2]).to_idx()));
+        let dataset = read_directory(folder.path(), 10).unwrap();
+        assert_eq!((dataset.train_images.count, dataset.test_labels), (3, Labels(vec![1; 2])));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("train-images-idx3-ubyte")).unwrap();
+        let error = read_directory(folder.path(), 10).unwrap_err();
+        assert!(matches!(&error, IdxError::Io { name, .. } if name.ends_with("train-images-idx3-ubyte")), "{error}");
+    }
+
+    #[test]
+    fn the_mnist_files_of_the_project_are_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/mnist");
+        let dataset = read_directory(&folder, 10).unwrap();
+        assert_eq!((dataset.train_images.count, dataset.test_images.count), (60_000, 10_000));
+        assert_eq!(dataset.train_images.shape(), InputShape { rows: 28, columns: 28 });
+        assert_eq!(dataset.test_labels.0[..5], [7, 2, 1, 0, 4]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64), kind in 0..4) {
+            let start: &[u8] = match kind {
+                0 => &[0, 0, 8, 3, 0, 0, 0],
+                1 => &[0, 0, 8, 1, 0, 0, 0],
+                2 => &GZIP_MAGIC,
+                _ => &[],
+            };
+            bytes.splice(0..0, start.iter().copied());
+            if let Ok(plain) = unpack("f", &bytes) {
+                prop_assert!(plain.len() >= 9);
+            }
+            let _ = parse_images("f", &bytes);
+            let _ = parse_labels("f", &bytes, 10);
+        }
+    }
+}

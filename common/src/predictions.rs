@@ -140,7 +140,8 @@ impl Predictions {
     /// When the file is malformed, holds anything else, or an invariant would not hold.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, PredictionsError> {
         let file = tensor_file::open(bytes)?;
-        let tensors = file.tensors();
+        let mut tensors = file.tensors();
+        tensors.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
         match tensors.as_slice() {
             [(name, tensor)] if name == TENSOR && tensor.shape().len() == 2 => {
                 Self::new(tensor.shape()[0], tensor.shape()[1], tensor_file::finite_values(name, tensor)?)
@@ -184,5 +185,89 @@ fn describe(tensors: &[(String, safetensors::tensor::TensorView<'_>)]) -> String
         [] => "no tensor".to_owned(),
         _ if tensors.len() > SHOWN_MAX => format!("{} tensors", tensors.len()),
         _ => tensors.iter().map(one).collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn two_images() -> Predictions {
+        Predictions::new(2, 3, vec![0.2, 0.5, 0.3, 0.4, 0.4, 0.2]).unwrap()
+    }
+
+    #[test]
+    fn labels_are_the_most_probable_and_the_lowest_of_equals() {
+        assert_eq!(two_images().labels(), [1, 0]);
+        let mut last = vec![0.0; 256];
+        last[255] = 1.0;
+        assert_eq!(Predictions::new(1, 256, last).unwrap().labels(), [255]);
+    }
+
+    #[test]
+    fn what_breaks_an_invariant_is_refused() {
+        let cases: &[(usize, usize, &[f32], &str)] = &[
+            (1, 0, &[], "predictions have 0 classes, expected 1 to 256"),
+            (1, 257, &[], "predictions have 257 classes, expected 1 to 256"),
+            (2, 2, &[1.0, 0.0], "predictions of 2 images and 2 classes have 2 values"),
+            (usize::MAX, 2, &[1.0, 0.0], "predictions of 18446744073709551615 images and 2 classes have 2 values"),
+            (1, 2, &[f32::NAN, 1.0], "image 0 has probability NaN for class 0, expected 0 to 1"),
+            (1, 2, &[1.5, -0.5], "image 0 has probability 1.5 for class 0, expected 0 to 1"),
+            (2, 2, &[1.0, 0.0, 1.25, -0.25], "image 1 has probability 1.25 for class 0, expected 0 to 1"),
+            (1, 2, &[0.5, 0.25], "probabilities of image 0 sum up to 0.75, expected 1 within 0.001"),
+        ];
+        for (images, classes, values, expected) in cases {
+            let error = Predictions::new(*images, *classes, values.to_vec()).unwrap_err();
+            assert_eq!(error.to_string(), *expected);
+        }
+    }
+
+    #[test]
+    fn a_file_brings_back_the_predictions_and_is_byte_stable() {
+        let predictions = two_images();
+        let bytes = predictions.to_safetensors();
+        assert_eq!(Predictions::from_safetensors(&bytes).unwrap(), predictions);
+        assert_eq!(bytes, predictions.to_safetensors());
+    }
+
+    #[test]
+    fn a_stack_has_one_slice_for_each_member() {
+        let bytes = stack_to_safetensors(&[two_images(), two_images()]);
+        let file = tensor_file::open(&bytes).unwrap();
+        let tensor = file.tensor("probabilities").unwrap();
+        assert_eq!(tensor.shape(), [2, 2, 3]);
+        let values = tensor_file::finite_values("probabilities", &tensor).unwrap();
+        assert_eq!(values, [two_images().probabilities(), two_images().probabilities()].concat());
+    }
+
+    #[test]
+    fn files_with_anything_else_are_refused() {
+        let row = tensor_file::to_bytes(&[1.0, 0.0]);
+        let check = |tensors: Vec<(&str, &[usize])>, expected: &str| {
+            let tensors = tensors.into_iter().map(|(name, shape)| (name, shape, row.clone()));
+            let error = Predictions::from_safetensors(&tensor_file::write(tensors, None)).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("file holds {expected}, expected one tensor probabilities [images, classes]")
+            );
+        };
+        check(vec![], "no tensor");
+        check(vec![("logits", &[1, 2])], "logits [1, 2]");
+        check(vec![("probabilities", &[2])], "probabilities [2]");
+        check(vec![("probabilities", &[1, 2]), ("x", &[2])], "probabilities [1, 2], x [2]");
+        check(vec![("a", &[2]), ("b", &[2]), ("c", &[2]), ("d", &[2]), ("e", &[2])], "5 tensors");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(at in any::<prop::sample::Index>(), bit in 0..8_u8, end in any::<prop::sample::Index>()) {
+            let mut bytes = two_images().to_safetensors();
+            let index = at.index(bytes.len());
+            bytes[index] ^= 1_u8 << bit;
+            let _ = Predictions::from_safetensors(&bytes);
+            let _ = Predictions::from_safetensors(&bytes[..end.index(bytes.len())]);
+        }
     }
 }

@@ -108,3 +108,98 @@ pub fn standard_normal(stream: &mut SeedStream) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values computed by an independent implementation of ChaCha8 and of the key's encoding.
+    #[test]
+    fn streams_are_the_golden_ones() {
+        let cases = [
+            (0, None, Purpose::Initialisation, 0, [0x7948_26d8_c90e_080a, 0x9ed3_c9a4_3122_a6aa]),
+            (7, Some(0), Purpose::Order, 3, [0xa534_137b_2953_4935, 0x488b_7bcf_c4d9_5b22]),
+            (7, Some(0), Purpose::Augmentation, 3, [0x89eb_21d9_7ef1_e619, 0xd223_b32d_e29e_922d]),
+            (
+                u64::MAX,
+                Some(4),
+                Purpose::Dropout { layer: 9 },
+                u64::MAX,
+                [0x9a43_4648_5a9d_d250, 0x8429_43b5_d467_f997],
+            ),
+            (0, None, Purpose::Subsets, 0, [0x5af1_1b05_2dde_560e, 0x8d11_6d71_482e_da00]),
+        ];
+        for (run_seed, member, purpose, step, expected) in cases {
+            let mut stream = stream(run_seed, member, purpose, step);
+            assert_eq!([stream.next_u64(), stream.next_u64()], expected, "{purpose:?}");
+        }
+    }
+
+    #[test]
+    fn orders_and_numbers_are_the_golden_ones() {
+        assert_eq!(shuffled(10, &mut stream(7, Some(0), Purpose::Order, 3)), [5, 7, 4, 1, 0, 3, 9, 8, 2, 6]);
+        let mut numbers = stream(7, Some(0), Purpose::Initialisation, 0);
+        assert_eq!(
+            [(); 3].map(|()| uniform(&mut numbers)),
+            [0.162_940_404_417_145_3, 0.375_410_032_442_397_1, 0.535_544_370_544_566_2]
+        );
+        let mut numbers = stream(7, Some(0), Purpose::Initialisation, 0);
+        for expected in
+            [-1.078_160_031_079_936, 0.677_222_015_111_681_5, 1.986_517_026_140_658_6, -1.136_298_771_110_419]
+        {
+            // Libraries may round logarithms differently in the last bit.
+            let found = standard_normal(&mut numbers);
+            assert!((found - expected).abs() < 1e-14, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn every_argument_changes_the_stream() {
+        let base = (7, Some(1), Purpose::Dropout { layer: 2 }, 3);
+        let others = [
+            (8, Some(1), Purpose::Dropout { layer: 2 }, 3),
+            (7, Some(2), Purpose::Dropout { layer: 2 }, 3),
+            (7, None, Purpose::Dropout { layer: 2 }, 3),
+            (7, Some(1), Purpose::Dropout { layer: 3 }, 3),
+            (7, Some(1), Purpose::Order, 3),
+            (7, Some(1), Purpose::Dropout { layer: 2 }, 4),
+        ];
+        let first = |(run_seed, member, purpose, step)| stream(run_seed, member, purpose, step).next_u64();
+        for other in others {
+            assert_ne!(first(base), first(other), "{other:?}");
+        }
+        assert_eq!(first(base), first(base));
+    }
+
+    #[test]
+    fn a_shuffled_order_holds_every_number_once() {
+        for n in [0, 1, 2, 5, 1000] {
+            let mut order = shuffled(n, &mut stream(1, None, Purpose::Order, 0));
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..n));
+        }
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_zero_and_variance_one() {
+        const N: u32 = 100_000;
+        let mut numbers = stream(1, None, Purpose::Initialisation, 0);
+        let drawn: Vec<f64> = (0..N).map(|_| standard_normal(&mut numbers)).collect();
+        let mean = drawn.iter().sum::<f64>() / f64::from(N);
+        let variance = drawn.iter().map(|x| x * x).sum::<f64>() / f64::from(N);
+        // Four standard errors of each.
+        assert!(mean.abs() < 4.0 / f64::from(N).sqrt(), "mean {mean}");
+        assert!((variance - 1.0).abs() < 4.0 * (2.0 / f64::from(N)).sqrt(), "variance {variance}");
+    }
+
+    #[test]
+    fn numbers_below_a_bound_reach_both_ends_and_not_beyond() {
+        let mut numbers = stream(1, None, Purpose::Order, 0);
+        let mut seen = [0; 5];
+        for _ in 0..1000 {
+            seen[below(5, &mut numbers) as usize] += 1;
+        }
+        assert!(seen.iter().all(|&count| count > 100), "{seen:?}");
+        assert_eq!(below(1, &mut numbers), 0);
+    }
+}

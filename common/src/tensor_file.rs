@@ -134,3 +134,53 @@ impl View for Bytes<'_> {
         self.data.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with any header and data.
+    fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn headers_that_lie_are_refused() {
+        let check = |bytes: &[u8], expected: &str| {
+            assert_eq!(open(bytes).err().unwrap().to_string(), expected);
+            assert_eq!(metadata(bytes, "k").unwrap_err().to_string(), expected);
+        };
+        check(&[], "safetensors file is 0 bytes, its beginning promised 8");
+        check(&[1; 7], "safetensors file is 7 bytes, its beginning promised 8");
+        check(&[3, 0, 0, 0, 0, 0, 0, 0, b'{'], "safetensors file is 9 bytes, its beginning promised 11");
+        check(&[255; 8], "safetensors header is 18446744073709551615 bytes, expected at most 1048576");
+        let mut long = vec![b' '; 2 << 20];
+        long[..8].copy_from_slice(&((1_u64 << 20) + 1).to_le_bytes());
+        check(&long, "safetensors header is 1048577 bytes, expected at most 1048576");
+        let tensor = |shape: &str, offsets: &str| {
+            format!(r#"{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        let malformed = [
+            file("no json", &[]),
+            file(&tensor("[1]", "[0,4]"), &[0; 3]),
+            file(&tensor("[1]", "[0,4]"), &[0; 5]),
+            file(&tensor("[2]", "[0,4]"), &[0; 4]),
+            file(&tensor("[1]", "[4,0]"), &[0; 4]),
+            file(&tensor("[18446744073709551615,4]", "[0,4]"), &[0; 4]),
+            file(&tensor("[-1]", "[0,4]"), &[0; 4]),
+        ];
+        for bytes in malformed {
+            check(&bytes, "safetensors header is malformed");
+        }
+    }
+
+    #[test]
+    fn metadata_comes_back_and_may_be_absent() {
+        let shape: &[usize] = &[1];
+        let bytes = write([("t", shape, to_bytes(&[0.5]))], Some(("k", "text")));
+        assert_eq!(metadata(&bytes, "k").unwrap().as_deref(), Some("text"));
+        assert_eq!(metadata(&bytes, "other").unwrap(), None);
+        let bytes = write([("t", shape, to_bytes(&[0.5]))], None);
+        assert_eq!(metadata(&bytes, "k").unwrap(), None);
+    }
+}

@@ -91,3 +91,30 @@ pub enum TrainerEvent {
 pub const CHECKPOINT_FILE: &str = "checkpoint.safetensors";
 /// File name of the test probabilities in [`TrainerSpec::out`].
 pub const PREDICTIONS_FILE: &str = "predictions.safetensors";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_tagged_and_survive_a_round_trip() {
+        let check = |event: TrainerEvent, line: &str| {
+            assert_eq!(serde_json::to_string(&event).unwrap(), line);
+            assert_eq!(serde_json::from_str::<TrainerEvent>(line).unwrap(), event);
+        };
+        check(
+            TrainerEvent::Progress {
+                step: 3,
+                epoch: 1,
+                loss: 0.25,
+                images_per_second: 1000.0,
+                validation_accuracy: None,
+            },
+            r#"{"event":"progress","step":3,"epoch":1,"loss":0.25,"images_per_second":1000.0,"validation_accuracy":null}"#,
+        );
+        check(
+            TrainerEvent::Failed { kind: FailureKind::OutOfMemory, message: "8 GiB\nwanted".into() },
+            r#"{"event":"failed","kind":"out-of-memory","message":"8 GiB\nwanted"}"#,
+        );
+    }
+}

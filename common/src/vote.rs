@@ -110,3 +110,107 @@ impl Tally {
         u8::try_from(best).expect("there are at most 256 classes")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One image, four classes.
+    fn member(probabilities: [f32; 4]) -> Predictions {
+        Predictions::new(1, 4, probabilities.to_vec()).unwrap()
+    }
+
+    fn check(members: &[[f32; 4]], label: u8, is_tie: bool) {
+        let members: Vec<Predictions> = members.iter().copied().map(member).collect();
+        let members: Vec<&Predictions> = members.iter().collect();
+        assert_eq!(plurality(&members), [Ballot { label, is_tie }]);
+    }
+
+    #[test]
+    fn the_label_with_most_votes_wins_even_against_larger_probability() {
+        // Two weak votes for 3 beat one sure vote for 0, though the mean says 0.
+        let members = [[0.99, 0.0, 0.0, 0.01], [0.45, 0.0, 0.0, 0.55], [0.45, 0.0, 0.0, 0.55]];
+        check(&members, 3, false);
+        let members: Vec<Predictions> = members.into_iter().map(member).collect();
+        assert_eq!(mean_softmax(&members.iter().collect::<Vec<_>>()).labels(), [0]);
+    }
+
+    #[test]
+    fn plurality_needs_no_majority() {
+        let two = [0.1, 0.1, 0.6, 0.2];
+        check(&[two, two, [0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]], 2, false);
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_larger_summed_probability_among_the_tied() {
+        // Votes: 1, 1, 2, 2, 0. Sums: 0 has the largest, but is not tied; of 1 and 2, 2 has more.
+        check(
+            &[
+                [0.45, 0.55, 0.0, 0.0],
+                [0.45, 0.55, 0.0, 0.0],
+                [0.4, 0.0, 0.6, 0.0],
+                [0.4, 0.0, 0.6, 0.0],
+                [1.0, 0.0, 0.0, 0.0],
+            ],
+            2,
+            true,
+        );
+    }
+
+    #[test]
+    fn an_equal_tie_goes_to_the_lowest_label() {
+        check(&[[0.0, 0.25, 0.0, 0.75], [0.0, 0.75, 0.0, 0.25]], 1, true);
+    }
+
+    #[test]
+    fn one_member_decides_alone() {
+        check(&[[0.1, 0.2, 0.3, 0.4]], 3, false);
+    }
+
+    #[test]
+    fn the_mean_is_the_mean() {
+        let members = [member([1.0, 0.0, 0.0, 0.0]), member([0.5, 0.25, 0.25, 0.0]), member([0.0, 0.5, 0.0, 0.5])];
+        let mean = mean_softmax(&members.iter().collect::<Vec<_>>());
+        assert_eq!(mean.probabilities(), [0.5, 0.25, (0.25_f64 / 3.0) as f32, (0.5_f64 / 3.0) as f32]);
+    }
+
+    /// Rows of small whole weights, so that ties are frequent.
+    fn ensembles() -> impl Strategy<Value = Vec<Predictions>> {
+        let row = prop::collection::vec(0_u8..4, 4).prop_map(|mut weights| {
+            weights[0] += 1;
+            let sum: u8 = weights.iter().sum();
+            weights.into_iter().map(|weight| f32::from(weight) / f32::from(sum)).collect::<Vec<_>>()
+        });
+        let member = prop::collection::vec(row, 5).prop_map(|rows| Predictions::new(5, 4, rows.concat()).unwrap());
+        prop::collection::vec(member, 1..8)
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_members_changes_nothing(members in ensembles(), moves in prop::collection::vec(0..100_usize, 8)) {
+            let inorder: Vec<&Predictions> = members.iter().collect();
+            let mut shuffled = inorder.clone();
+            for (index, other) in moves.into_iter().enumerate() {
+                let count = shuffled.len();
+                shuffled.swap(index % count, other % count);
+            }
+            prop_assert_eq!(plurality(&inorder), plurality(&shuffled));
+            prop_assert_eq!(mean_softmax(&inorder), mean_softmax(&shuffled));
+        }
+
+        #[test]
+        fn a_majority_always_wins(members in ensembles()) {
+            let votes: Vec<Vec<u8>> = members.iter().map(Predictions::labels).collect();
+            for (image, ballot) in plurality(&members.iter().collect::<Vec<_>>()).into_iter().enumerate() {
+                for label in 0..4 {
+                    let count = votes.iter().filter(|labels| labels[image] == label).count();
+                    if count * 2 > members.len() {
+                        prop_assert_eq!(ballot, Ballot { label, is_tie: false });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -174,3 +174,146 @@ impl Metadata {
 struct Versioned {
     format: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::recipe::{
+        builtin,
+        shape::{InputShape, TensorSpec, plan},
+    };
+
+    fn smoke_plan() -> Plan {
+        plan(&builtin::by_name("smoke").unwrap(), InputShape { rows: 28, columns: 28 }).unwrap()
+    }
+
+    fn weights(plan: &Plan) -> Weights {
+        let tensor = |(index, spec): (usize, &TensorSpec)| {
+            let count: usize = spec.shape.iter().product();
+            let values = (0..count).map(|value| index as f32 + value as f32 / 1000.0).collect();
+            (spec.name.clone(), Tensor { shape: spec.shape.clone(), values })
+        };
+        Weights(plan.tensors.iter().enumerate().map(tensor).collect())
+    }
+
+    fn metadata() -> Metadata {
+        Metadata::new(builtin::by_name("smoke").unwrap(), u64::MAX, 4)
+    }
+
+    #[test]
+    fn a_checkpoint_brings_back_weights_and_metadata() {
+        let plan = smoke_plan();
+        let bytes = weights(&plan).to_safetensors(&metadata().to_json());
+        assert_eq!(Weights::from_safetensors(&bytes, &plan).unwrap(), weights(&plan));
+        assert_eq!(Metadata::from_safetensors(&bytes).unwrap(), metadata());
+        assert_eq!(bytes, weights(&plan).to_safetensors(&metadata().to_json()));
+    }
+
+    #[test]
+    fn the_bytes_of_a_checkpoint_are_fixed() {
+        let tensor = |shape: &[usize], values: &[f32]| Tensor { shape: shape.to_vec(), values: values.to_vec() };
+        let weights = Weights(BTreeMap::from([
+            ("fc1.weight".to_owned(), tensor(&[1, 2], &[1.0, -2.0])),
+            ("fc1.bias".to_owned(), tensor(&[1], &[0.5])),
+        ]));
+        let bytes = weights.to_safetensors("{\"a\":1}");
+        let header = concat!(
+            r#"{"__metadata__":{"plurality":"{\"a\":1}"},"#,
+            r#""fc1.bias":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"#,
+            r#""fc1.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]}}"#,
+        );
+        let padded = header.len().next_multiple_of(8);
+        assert_eq!(bytes[..8], (padded as u64).to_le_bytes());
+        assert_eq!(std::str::from_utf8(&bytes[8..8 + padded]).unwrap().trim_end(), header);
+        assert_eq!(bytes[8 + padded..], tensor_file::to_bytes(&[0.5, 1.0, -2.0]));
+    }
+
+    #[test]
+    fn a_checkpoint_that_differs_from_the_plan_in_anything_is_refused_by_name() {
+        let plan = smoke_plan();
+        let check = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), expected: &str| {
+            let mut weights = weights(&plan);
+            change(&mut weights.0);
+            let bytes = weights.to_safetensors("{}");
+            assert_eq!(Weights::from_safetensors(&bytes, &plan).unwrap_err().to_string(), expected);
+        };
+        let set = |name: &'static str, index: usize, value: f32| {
+            move |tensors: &mut BTreeMap<String, Tensor>| tensors.get_mut(name).unwrap().values[index] = value
+        };
+        check(&|tensors| drop(tensors.remove("fc2.bias")), "tensor fc2.bias is missing");
+        check(
+            &|tensors| drop(tensors.insert("fc3.bias".into(), Tensor { shape: vec![0], values: vec![] })),
+            "tensor fc3.bias does not belong to the network",
+        );
+        check(
+            &|tensors| tensors.get_mut("conv1.bias").unwrap().shape = vec![4, 4],
+            "tensor conv1.bias is [4, 4], expected [16]",
+        );
+        check(&set("conv1.bias", 3, f32::NAN), "value 3 of tensor conv1.bias is NaN, expected a finite number");
+        check(
+            &set("fc1.weight", 7, f32::NEG_INFINITY),
+            "value 7 of tensor fc1.weight is -inf, expected a finite number",
+        );
+    }
+
+    #[test]
+    fn a_tensor_of_another_kind_is_refused() {
+        let plan = smoke_plan();
+        let header = |bytes: &[u8]| 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        let mut bytes = weights(&plan).to_safetensors("{}");
+        let end = header(&bytes);
+        let text = std::str::from_utf8(&bytes[8..end]).unwrap().replacen("F32", "I32", 1);
+        bytes.splice(8..end, text.into_bytes());
+        let error = Weights::from_safetensors(&bytes, &plan).unwrap_err().to_string();
+        assert_eq!(error, "tensor conv1.bias is I32, expected F32");
+    }
+
+    #[test]
+    fn metadata_that_is_not_ours_is_refused() {
+        let check = |json: &str, expected: &str| {
+            let bytes = Weights::default().to_safetensors(json);
+            assert_eq!(Metadata::from_safetensors(&bytes).unwrap_err().to_string(), expected);
+        };
+        check("{}", "checkpoint metadata is malformed");
+        check("{\"format\":\"plurality-checkpoint/1\"}", "checkpoint metadata is malformed");
+        check(
+            "{\"format\":\"plurality-checkpoint/2\",\"more\":1}",
+            "checkpoint format is \"plurality-checkpoint/2\", this version knows \"plurality-checkpoint/1\"",
+        );
+        let bad = metadata().to_json().replace("\"epochs\":", "\"epochs\":9999");
+        check(&bad, "checkpoint metadata has a bad recipe");
+        let bytes = tensor_file::write([], Some(("pytorch", "{}")));
+        let error = Metadata::from_safetensors(&bytes).unwrap_err();
+        assert_eq!(error.to_string(), "checkpoint has no metadata key plurality");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let plan = smoke_plan();
+            prop_assert!(Weights::from_safetensors(&bytes, &plan).is_err());
+            prop_assert!(Metadata::from_safetensors(&bytes).is_err());
+            // The same behind a header length that fits.
+            let bytes = [&(bytes.len() as u64).to_le_bytes(), bytes.as_slice()].concat();
+            prop_assert!(Weights::from_safetensors(&bytes, &plan).is_err());
+            prop_assert!(Metadata::from_safetensors(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_damage_to_a_header_makes_it_panic(
+            at in any::<prop::sample::Index>(),
+            put in prop::collection::vec(any::<u8>(), 0..8),
+            taken in 0..8_usize,
+        ) {
+            let plan = smoke_plan();
+            let mut bytes = weights(&plan).to_safetensors(&metadata().to_json());
+            let header = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+            let start = at.index(header);
+            bytes.splice(start..(start + taken).min(header), put);
+            let _ = Weights::from_safetensors(&bytes, &plan);
+            let _ = Metadata::from_safetensors(&bytes);
+        }
+    }
+}

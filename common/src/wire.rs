@@ -308,3 +308,159 @@ fn unspecified(field: &str, expected: &str) -> WireError {
 fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(SHOWN_CHARS_MAX).collect::<String>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blob() -> BlobRef {
+        BlobRef::of(b"blob")
+    }
+
+    fn class() -> DeterminismClass {
+        DeterminismClass {
+            libtorch_version: "2.11.0".into(),
+            device_model: "a processor".into(),
+            instruction_set: "AVX2".into(),
+            threads: 1,
+            flags: String::new(),
+            trainer_version: "0.1.0".into(),
+        }
+    }
+
+    fn progress() -> Progress {
+        Progress {
+            phase: Phase::Training,
+            step: 5,
+            steps_total: 10,
+            epoch: 1,
+            epochs_total: 2,
+            loss: Some(0.5),
+            validation_accuracy: Some(1.0),
+            images_per_second: 1000.0,
+        }
+    }
+
+    fn dataset() -> DatasetRef {
+        DatasetRef { train_images: blob(), train_labels: BlobRef::of(b"labels"), test_images: BlobRef::of(b"test") }
+    }
+
+    fn handle() -> Handle {
+        Handle { attempt_id: AttemptId::new("attempt"), token: Token::new("secret") }
+    }
+
+    #[test]
+    fn everything_survives_the_wire() {
+        assert_eq!(BlobRef::try_from(v1::BlobRef::from(blob())), Ok(blob()));
+        assert_eq!(DatasetRef::try_from(v1::Dataset::from(dataset())), Ok(dataset()));
+        assert_eq!(DeterminismClass::try_from(v1::DeterminismClass::from(class())), Ok(class()));
+        assert_eq!(Progress::try_from(v1::Progress::from(progress())), Ok(progress()));
+        assert_eq!(Handle::try_from(v1::AttemptHandle::from(handle())), Ok(handle()));
+        for phase in [Phase::Starting, Phase::Training, Phase::Uploading] {
+            assert_eq!(Phase::try_from(i32::from(v1::AttemptPhase::from(phase))), Ok(phase));
+        }
+        let mut kinds = 0;
+        for number in 1.. {
+            let Ok(kind) = v1::FailureKind::try_from(number) else { break };
+            let ours = FailureKind::try_from(kind).unwrap();
+            assert_eq!(FailureKind::try_from(number), Ok(ours));
+            assert_eq!(v1::FailureKind::from(ours), kind);
+            kinds += 1;
+        }
+        assert_eq!(kinds, 8);
+    }
+
+    #[test]
+    fn malformed_fields_are_refused_by_name() {
+        fn check<T: TryFrom<M, Error = WireError> + std::fmt::Debug, M>(message: M, expected: &str) {
+            assert_eq!(T::try_from(message).unwrap_err().to_string(), expected);
+        }
+        let good = v1::BlobRef::from(blob());
+        let digits = "expected 64 lower-case hexadecimal digits";
+        check::<BlobRef, _>(
+            v1::BlobRef { sha256: String::new(), ..good.clone() },
+            &format!("field sha256 is \"\", {digits}"),
+        );
+        let upper = good.sha256.to_uppercase();
+        check::<BlobRef, _>(
+            v1::BlobRef { sha256: upper.clone(), ..good.clone() },
+            &format!("field sha256 is {upper:?}, {digits}"),
+        );
+        check::<BlobRef, _>(
+            v1::BlobRef { size_bytes: u64::MAX, ..good.clone() },
+            "field size_bytes is 18446744073709551615, expected at most 1073741824",
+        );
+        let good = v1::Dataset::from(dataset());
+        check::<DatasetRef, _>(
+            v1::Dataset { train_labels: None, ..good.clone() },
+            "field train_labels is absent, expected a value",
+        );
+        let bad = Some(v1::BlobRef { sha256: "x".into(), size_bytes: 1 });
+        check::<DatasetRef, _>(
+            v1::Dataset { test_images: bad, ..good },
+            &format!("field test_images.sha256 is \"x\", {digits}"),
+        );
+        let good = v1::DeterminismClass::from(class());
+        check::<DeterminismClass, _>(
+            v1::DeterminismClass { threads: 0, ..good.clone() },
+            "field threads is 0, expected at least 1",
+        );
+        check::<DeterminismClass, _>(
+            v1::DeterminismClass { device_model: String::new(), ..good.clone() },
+            "field device_model is empty, expected 1 to 512 bytes",
+        );
+        check::<DeterminismClass, _>(
+            v1::DeterminismClass { flags: "x".repeat(513), ..good },
+            "field flags is 513 bytes long, expected at most 512 bytes",
+        );
+        check::<FailureKind, _>(v1::FailureKind::Unspecified, "field kind is unspecified, expected a failure kind");
+        check::<FailureKind, _>(99, "field kind is 99, expected a failure kind");
+        check::<Phase, _>(0, "field phase is unspecified, expected an attempt phase");
+        check::<Phase, _>(-1, "field phase is -1, expected an attempt phase");
+        let good = v1::Progress::from(progress());
+        check::<Progress, _>(
+            v1::Progress { phase: 0, ..good },
+            "field phase is unspecified, expected an attempt phase",
+        );
+        check::<Progress, _>(
+            v1::Progress { loss: Some(f64::NAN), ..good },
+            "field loss is NaN, expected a finite number",
+        );
+        check::<Progress, _>(
+            v1::Progress { validation_accuracy: Some(1.5), ..good },
+            "field validation_accuracy is 1.5, expected 0 to 1",
+        );
+        check::<Progress, _>(
+            v1::Progress { images_per_second: -1.0, ..good },
+            "field images_per_second is -1, expected a number of at least 0",
+        );
+        let good = v1::AttemptHandle::from(handle());
+        check::<Handle, _>(
+            v1::AttemptHandle { attempt_id: String::new(), ..good.clone() },
+            "field attempt_id is empty, expected 1 to 128 bytes",
+        );
+        check::<Handle, _>(
+            v1::AttemptHandle { token: "x".repeat(129), ..good },
+            "field token is 129 bytes long, expected 1 to 128 bytes",
+        );
+    }
+
+    #[test]
+    fn a_heartbeat_survives_a_loss_that_is_not_finite() {
+        let diverged = Progress {
+            loss: Some(f64::INFINITY),
+            validation_accuracy: Some(f64::NAN),
+            images_per_second: f64::NAN,
+            ..progress()
+        };
+        let arrived = Progress::try_from(v1::Progress::from(diverged)).unwrap();
+        assert_eq!((arrived.loss, arrived.validation_accuracy, arrived.images_per_second), (None, None, 0.0));
+    }
+
+    #[test]
+    fn an_error_names_the_fields_around_it() {
+        let found = required::<_, Handle>("handle", Some(v1::AttemptHandle::default())).unwrap_err();
+        assert_eq!(found.field, "handle.attempt_id");
+        assert_eq!(optional::<v1::Progress, Progress>("progress", None), Ok(None));
+    }
+}

@@ -219,3 +219,287 @@ impl Source<'_> {
         Err(RecipeError::Value { place, key: key.to_owned(), found, allowed: allowed.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::recipe::builtin;
+
+    /// A recipe with every key written; its lines are counted on below.
+    const FULL: &str = r#"format = "plurality-recipe/1"
+name = "full"
+summary = "Every key."
+initialisation = "he"
+[data]
+train = 100
+validation = 10
+augmentation = "none"
+[network]
+dropout-scaling = "evaluation"
+layers = [
+    { kind = "conv", filters = 4, kernel = 3, stride = 2, padding = 1 },
+    { kind = "batch-norm" },
+    { kind = "sigmoid" },
+    { kind = "dropout", rate = 0.25 },
+    { kind = "linear", outputs = 10 },
+]
+[optimiser]
+kind = "sgd"
+momentum = 0.9
+nesterov = true
+weight-decay = 1e-4
+[schedule]
+kind = "cosine"
+peak = 0.1
+warmup = 0.25
+[training]
+epochs = 3
+batch = 10
+order = "once-per-run"
+dropout-masks = "one-seed"
+"#;
+
+    /// Replaces `from` by `to` in a valid recipe and returns what is said about it.
+    fn complaint(from: &str, to: &str) -> String {
+        assert_eq!(FULL.matches(from).count(), 1, "{from:?} is in the recipe once");
+        recipe_from_toml("my.toml", &FULL.replace(from, to)).unwrap_err().to_string()
+    }
+
+    fn check(cases: &[(&str, &str, &str)]) {
+        for (from, to, expected) in cases {
+            assert_eq!(complaint(from, to), *expected, "{from:?} → {to:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_recipe_is_read_and_survives_json() {
+        let recipe = recipe_from_toml("my.toml", FULL).unwrap();
+        let json = recipe.to_canonical_json();
+        let again = recipe_from_json(&json).unwrap();
+        assert_eq!(again, recipe);
+        assert_eq!(again.digest(), recipe.digest());
+        insta::assert_snapshot!(json, @r#"{"format":"plurality-recipe/1","name":"full","summary":"Every key.","data":{"train":100,"validation":10,"augmentation":"none"},"network":{"dropout-scaling":"evaluation","layers":[{"kind":"conv","filters":4,"kernel":3,"stride":2,"padding":1},{"kind":"batch-norm"},{"kind":"sigmoid"},{"kind":"dropout","rate":0.25},{"kind":"linear","outputs":10}]},"initialisation":"he","optimiser":{"kind":"sgd","momentum":0.9,"nesterov":true,"weight-decay":0.0001},"schedule":{"kind":"cosine","peak":0.1,"warmup":0.25},"training":{"epochs":3,"batch":10,"order":"once-per-run","dropout-masks":"one-seed"}}"#);
+    }
+
+    #[test]
+    fn built_in_recipes_survive_json() {
+        for name in builtin::NAMES {
+            let recipe = builtin::by_name(name).unwrap();
+            assert_eq!(recipe_from_json(&recipe.to_canonical_json()).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let text = FULL.replace("dropout-scaling = \"evaluation\"\n", "").replace(", stride = 2, padding = 1", "");
+        let recipe = recipe_from_toml("my.toml", &text).unwrap();
+        let json = recipe.to_canonical_json();
+        assert!(json.contains(r#""dropout-scaling":"training""#), "{json}");
+        assert!(json.contains(r#""stride":1,"padding":0"#), "{json}");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        check(&[
+            (
+                "name = \"full\"",
+                "name = \"full\"\nauthor = \"me\"",
+                "my.toml:3: unknown key author, expected one of format, name, summary, data, network, initialisation, \
+                 optimiser, schedule, training",
+            ),
+            (
+                "epochs = 3",
+                "epochs = 3\nepoch = 3",
+                "my.toml:29: unknown key training.epoch, expected one of epochs, batch, order, dropout-masks",
+            ),
+            (
+                "\"sigmoid\"",
+                "\"sigmoid\", slope = 1",
+                "my.toml:14: unknown key network.layers[3].slope, expected one of kind",
+            ),
+            (
+                "momentum",
+                "beta1",
+                "my.toml:20: unknown key optimiser.beta1, expected one of kind, momentum, nesterov, weight-decay",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn missing_keys_are_named_with_their_table() {
+        check(&[
+            ("epochs = 3\n", "", "my.toml:27: key training.epochs is missing, expected a whole number from 1 to 10000"),
+            (
+                ", rate = 0.25",
+                "",
+                "my.toml:15: key network.layers[4].rate is missing, expected a number from 0 to below 1",
+            ),
+            (
+                "kind = \"cosine\"\n",
+                "",
+                "my.toml:23: key schedule.kind is missing, expected one of \"constant\", \"linear\", \"cosine\"",
+            ),
+            ("name = \"full\"\n", "", "my.toml: key name is missing, expected 1 to 64 characters of a-z, 0-9 and -"),
+        ]);
+    }
+
+    #[test]
+    fn values_that_are_not_allowed_are_refused_with_what_is() {
+        let whole = "expected a whole number from 1 to 4096";
+        let share = "expected a number from 0 to below 1";
+        let cases = [
+            ("recipe/1", "recipe/2", "my.toml:1: format is \"plurality-recipe/2\", expected \"plurality-recipe/1\""),
+            ("\"full\"", "\"Fu ll\"", "my.toml:2: name is \"Fu ll\", expected 1 to 64 characters of a-z, 0-9 and -"),
+            (
+                "\"Every key.\"",
+                "\"a\\nb\"",
+                "my.toml:3: summary is \"a\\nb\", expected one line of 1 to 400 characters",
+            ),
+            (
+                "\"he\"",
+                "\"she\"",
+                "my.toml:4: initialisation is \"she\", expected one of \"pytorch\", \"he\", \"lecture\"",
+            ),
+            ("train = 100", "train = 0", "my.toml:6: data.train is 0, expected a whole number from 1 to 1073741824"),
+            ("train = 100", "train = -5", "my.toml:6: data.train is -5, expected a whole number from 1 to 1073741824"),
+            ("filters = 4", "filters = 5000", &format!("my.toml:12: network.layers[1].filters is 5000, {whole}")),
+            ("batch = 10", "batch = 10.5", &format!("my.toml:29: training.batch is 10.5, {whole}")),
+            ("batch = 10", "batch = \"10\"", &format!("my.toml:29: training.batch is \"10\", {whole}")),
+            ("batch = 10", "batch = [10]", &format!("my.toml:29: training.batch is a list of 1, {whole}")),
+            ("batch = 10", "batch = { size = 10 }", &format!("my.toml:29: training.batch is a table, {whole}")),
+            (
+                "batch = 10",
+                "batch = 99999999999999999999",
+                "my.toml:29: training.batch is 99999999999999999999, expected a number below 2^63",
+            ),
+            (
+                "batch = 10",
+                "batch = 2020-01-01",
+                "my.toml:29: training.batch is 2020-01-01, expected a value that is not a date",
+            ),
+            ("rate = 0.25", "rate = 1", &format!("my.toml:15: network.layers[4].rate is 1, {share}")),
+            ("momentum = 0.9", "momentum = nan", "my.toml:20: optimiser.momentum is nan, expected a finite number"),
+            ("momentum = 0.9", "momentum = -0.1", &format!("my.toml:20: optimiser.momentum is -0.1, {share}")),
+            ("1e-4", "-inf", "my.toml:22: optimiser.weight-decay is -inf, expected a finite number"),
+            ("1e-4", "-1e-4", "my.toml:22: optimiser.weight-decay is -0.0001, expected a number of at least 0"),
+            ("peak = 0.1", "peak = 0", "my.toml:25: schedule.peak is 0, expected a number above 0"),
+            ("true", "\"yes\"", "my.toml:21: optimiser.nesterov is \"yes\", expected true or false"),
+            (
+                "\"cosine\"",
+                "\"step\"",
+                "my.toml:24: schedule.kind is \"step\", expected one of \"constant\", \"linear\", \"cosine\"",
+            ),
+        ];
+        check(&cases);
+    }
+
+    #[test]
+    fn tables_and_lists_of_another_kind_are_refused() {
+        let no_layers =
+            FULL.replace(&FULL[FULL.find("layers =").unwrap()..=FULL.find("]\n[opt").unwrap()], "layers = []\n");
+        assert_eq!(
+            recipe_from_toml("my.toml", &no_layers).unwrap_err().to_string(),
+            "my.toml:11: network.layers is a list of 0, expected a list of 1 to 256 tables"
+        );
+        let data = FULL.replace(&FULL[FULL.find("[data]").unwrap()..FULL.find("[network]").unwrap()], "data = 3\n");
+        assert_eq!(
+            recipe_from_toml("my.toml", &data).unwrap_err().to_string(),
+            "my.toml:5: data is 3, expected a table with the keys train, validation, augmentation"
+        );
+        assert!(complaint("{ kind = \"batch-norm\" }", "\"batch-norm\"").starts_with(
+            "my.toml:13: network.layers[2] is \"batch-norm\", expected a table whose key kind is one of \"conv\", "
+        ));
+    }
+
+    #[test]
+    fn keys_that_contradict_each_other_are_refused() {
+        check(&[
+            (
+                "padding = 1",
+                "padding = 3",
+                "my.toml:12: network.layers[1].padding is 3, expected less than the kernel's edge, 3",
+            ),
+            (
+                "{ kind = \"sigmoid\" }",
+                "{ kind = \"dropout\", rate = 0.5 }",
+                "my.toml:14: network.layers[3].kind is \"dropout\", expected dropout directly before a linear layer, \
+                 because of dropout-scaling = \"evaluation\"",
+            ),
+            (
+                "outputs = 10",
+                "outputs = 257",
+                "my.toml:16: network.layers[5].outputs is 257, expected 2 to 256 in the last layer, one for each class",
+            ),
+            (
+                "outputs = 10 },",
+                "outputs = 10 },\n    { kind = \"relu\" },",
+                "my.toml:17: network.layers[6].kind is \"relu\", expected \"linear\" as the last layer",
+            ),
+            (
+                "momentum = 0.9\n",
+                "",
+                "my.toml:20: optimiser.nesterov is true, expected true only with a momentum above 0",
+            ),
+            (
+                "batch = 10",
+                "batch = 101",
+                "my.toml:29: training.batch is 101, expected at most the images of a pass, 100",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn text_that_is_not_toml_or_json_is_refused() {
+        let found = complaint("train = 100", "train = ");
+        assert!(found.starts_with("my.toml:6: "), "{found}");
+        let twice = complaint("train = 100", "train = 100\ntrain = 100");
+        assert!(twice.starts_with("my.toml:7: duplicate key"), "{twice}");
+        assert!(matches!(recipe_from_json("{"), Err(RecipeError::Syntax { .. })));
+        let long = " ".repeat(TEXT_BYTES_MAX + 1);
+        assert!(matches!(recipe_from_toml("my.toml", &long), Err(RecipeError::TooLong { .. })));
+        assert!(matches!(recipe_from_json(&long), Err(RecipeError::TooLong { .. })));
+    }
+
+    #[test]
+    fn json_is_checked_like_toml() {
+        let json = recipe_from_toml("my.toml", FULL).unwrap().to_canonical_json();
+        let complaint = |from: &str, to: &str| {
+            assert_eq!(json.matches(from).count(), 1, "{from:?} is in the recipe once");
+            recipe_from_json(&json.replace(from, to)).unwrap_err().to_string()
+        };
+        assert_eq!(
+            complaint("\"epochs\":3", "\"epochs\":0"),
+            "recipe: training.epochs is 0, expected a whole number from 1 to 10000"
+        );
+        assert_eq!(
+            complaint("{\"kind\":\"sigmoid\"}", "{\"kind\":\"sigmoid\",\"x\":1}"),
+            "recipe: unknown key network.layers[3].x, expected one of kind"
+        );
+        assert_eq!(
+            complaint("\"momentum\":0.9", "\"momentum\":0"),
+            "recipe: optimiser.nesterov is true, expected true only with a momentum above 0"
+        );
+        assert!(matches!(recipe_from_json("null"), Err(RecipeError::Value { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}", cut in 0..FULL.len(), put in "[\\[\\]{}=\"a-z0-9.\n-]{0,6}") {
+            let _ = recipe_from_toml("my.toml", &text);
+            let _ = recipe_from_json(&text);
+            let mut damaged = FULL.to_owned();
+            damaged.insert_str(cut, &put);
+            let _ = recipe_from_toml("my.toml", &damaged);
+        }
+
+        #[test]
+        fn rates_survive_json_to_the_last_bit(rate in 0.0..1.0_f64, decay in prop::num::f64::POSITIVE) {
+            let mut recipe = builtin::by_name("default").unwrap();
+            recipe.optimiser =
+                crate::recipe::Optimiser::Sgd { momentum: rate, nesterov: false, weight_decay: decay };
+            prop_assert_eq!(recipe_from_json(&recipe.to_canonical_json()).unwrap(), recipe);
+        }
+    }
+}

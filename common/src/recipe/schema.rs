@@ -320,3 +320,142 @@ fn shown(value: &Value) -> String {
 fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     texts.map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest value that a schema allows.
+    fn least(expect: &Expect) -> Value {
+        match expect {
+            Expect::Exactly(text) => Value::from(*text),
+            Expect::Name { .. } | Expect::Text { .. } => Value::from("a"),
+            Expect::Whole { min, .. } => Value::from(*min),
+            Expect::FromZero | Expect::Share => Value::from(0.0),
+            Expect::AboveZero => Value::from(1.0),
+            Expect::Flag => Value::from(false),
+            Expect::OneOf(texts) => Value::from(texts[0]),
+            Expect::Table(keys) => Value::Object(table(keys, None)),
+            Expect::Kinds(kinds) => Value::Object(table(kinds[0].1, Some(kinds[0].0))),
+            Expect::List(kinds) => {
+                kinds.iter().map(|(kind, keys)| Value::Object(table(keys, Some(kind)))).collect::<Vec<_>>().into()
+            }
+        }
+    }
+
+    fn table(keys: &[Key], kind: Option<&str>) -> Map<String, Value> {
+        let kind = kind.map(|kind| ("kind".to_owned(), Value::from(kind)));
+        let keys = keys.iter().filter(|key| key.is_required).map(|key| (key.name.to_owned(), least(&key.expect)));
+        kind.into_iter().chain(keys).collect()
+    }
+
+    /// All keys of a tree of values, with the tables around them.
+    fn keys_of(tree: &Value, at: &str, keys: &mut Vec<String>) {
+        match tree {
+            Value::Object(table) => {
+                for (name, value) in table {
+                    let key = join_key(at, name);
+                    keys_of(value, &key, keys);
+                    keys.push(key);
+                }
+            }
+            Value::Array(elements) => {
+                for (index, element) in elements.iter().enumerate() {
+                    keys_of(element, &element_key(at, index), keys);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// All keys that the schema allows, required or not, of the tree that [`least`] makes.
+    fn allowed_keys(expect: &Expect, at: &str, keys: &mut Vec<String>) {
+        let mut add = |table: &[Key], kind: bool, at: &str| {
+            if kind {
+                keys.push(join_key(at, "kind"));
+            }
+            for key in table {
+                let name = join_key(at, key.name);
+                allowed_keys(&key.expect, &name, keys);
+                keys.push(name);
+            }
+        };
+        match expect {
+            Expect::Table(table) => add(table, false, at),
+            Expect::Kinds(kinds) => add(kinds[0].1, true, at),
+            Expect::List(kinds) => {
+                for (index, (_, table)) in kinds.iter().enumerate() {
+                    add(table, true, &element_key(at, index));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the least recipe, with one kind of optimiser and schedule each, and compares the keys it writes.
+    fn check(optimiser: usize, schedule: usize) {
+        let Expect::Table(top) = RECIPE else { unreachable!("a recipe is a table") };
+        let pick = |key: &Key| match key.name {
+            "optimiser" => Expect::Kinds(&OPTIMISERS[optimiser..]),
+            "schedule" => Expect::Kinds(&SCHEDULES[schedule..]),
+            _ => match &key.expect {
+                Expect::Exactly(text) => Expect::Exactly(text),
+                Expect::Name { chars_max } => Expect::Name { chars_max: *chars_max },
+                Expect::Text { chars_max } => Expect::Text { chars_max: *chars_max },
+                Expect::OneOf(texts) => Expect::OneOf(texts),
+                Expect::Table(keys) => Expect::Table(keys),
+                _ => unreachable!("no other kind stands at the top"),
+            },
+        };
+        let mut tree = Map::new();
+        let mut allowed = Vec::new();
+        for key in top {
+            let expect = pick(key);
+            tree.insert(key.name.to_owned(), least(&expect));
+            allowed_keys(&expect, key.name, &mut allowed);
+            allowed.push(key.name.to_owned());
+        }
+        let tree = Value::Object(tree);
+        check_tree(&tree).unwrap();
+        let recipe: Recipe = serde_json::from_value(tree).unwrap();
+        let mut written = Vec::new();
+        keys_of(&serde_json::to_value(recipe).unwrap(), "", &mut written);
+        allowed.sort_unstable();
+        written.sort_unstable();
+        assert_eq!(allowed, written);
+    }
+
+    #[test]
+    fn the_schema_allows_exactly_the_keys_that_the_types_have() {
+        for optimiser in 0..OPTIMISERS.len() {
+            for schedule in 0..SCHEDULES.len() {
+                check(optimiser, schedule);
+            }
+        }
+    }
+
+    #[test]
+    fn every_text_that_the_schema_allows_is_a_variant_and_every_other_is_not() {
+        fn check<T: serde::de::DeserializeOwned>(table: &str, name: &str) {
+            let Expect::Table(top) = RECIPE else { unreachable!("a recipe is a table") };
+            let keys = match top.iter().find(|key| key.name == table).map(|key| &key.expect) {
+                Some(Expect::Table(keys)) => keys,
+                _ => top,
+            };
+            let Some(Expect::OneOf(texts)) = keys.iter().find(|key| key.name == name).map(|key| &key.expect) else {
+                unreachable!("{name} is one of several texts");
+            };
+            for text in *texts {
+                assert!(serde_json::from_value::<T>(Value::from(*text)).is_ok(), "{name} = {text:?}");
+            }
+            // The reader lists the variants it knows.
+            let error = serde_json::from_value::<T>(Value::from("no-such")).err().unwrap().to_string();
+            assert_eq!(error.matches('`').count() / 2 - 1, texts.len(), "{error}");
+        }
+        check::<super::super::Augmentation>("data", "augmentation");
+        check::<super::super::DropoutScaling>("network", "dropout-scaling");
+        check::<super::super::Initialisation>("", "initialisation");
+        check::<super::super::Order>("training", "order");
+        check::<super::super::DropoutMasks>("training", "dropout-masks");
+    }
+}

@@ -352,3 +352,158 @@ impl Window {
         Ok(Shape::Spatial { channels: filters, rows: places(rows), columns: places(columns) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::builtin;
+
+    const MNIST: InputShape = InputShape { rows: 28, columns: 28 };
+
+    fn recipe(layers: Vec<Layer>) -> Recipe {
+        let mut recipe = builtin::by_name("smoke").unwrap();
+        recipe.network.layers = layers;
+        recipe
+    }
+
+    fn conv(filters: u32, kernel: u32, stride: u32, padding: u32) -> Layer {
+        Layer::Conv { filters, kernel, stride, padding }
+    }
+
+    #[test]
+    fn shapes_and_tensors_are_as_pytorch_has_them() {
+        let layers = vec![
+            conv(20, 5, 1, 0),
+            Layer::MaxPool { size: 2 },
+            Layer::BatchNorm,
+            Layer::Relu,
+            conv(8, 3, 2, 1),
+            Layer::MaxPool { size: 4 },
+            Layer::Linear { outputs: 50 },
+            Layer::BatchNorm,
+            Layer::Tanh,
+            Layer::Dropout { rate: 0.5 },
+            Layer::Linear { outputs: 10 },
+        ];
+        let plan = plan(&recipe(layers), MNIST).unwrap();
+        let spatial = |channels, rows, columns| Shape::Spatial { channels, rows, columns };
+        let flat = |features| Shape::Flat { features };
+        let outputs: Vec<Shape> = plan.layers.iter().map(|layer| layer.output).collect();
+        assert_eq!(
+            outputs,
+            [
+                spatial(20, 24, 24),
+                spatial(20, 12, 12),
+                spatial(20, 12, 12),
+                spatial(20, 12, 12),
+                spatial(8, 6, 6),
+                spatial(8, 1, 1), // the incomplete border is dropped
+                flat(50),
+                flat(50),
+                flat(50),
+                flat(50),
+                flat(10),
+            ]
+        );
+        let tensors: Vec<String> =
+            plan.tensors.iter().map(|tensor| format!("{} {:?}", tensor.name, tensor.shape)).collect();
+        assert_eq!(
+            tensors,
+            [
+                "conv1.weight [20, 1, 5, 5]",
+                "conv1.bias [20]",
+                "bn1.weight [20]",
+                "bn1.bias [20]",
+                "bn1.running_mean [20]",
+                "bn1.running_var [20]",
+                "conv2.weight [8, 20, 3, 3]",
+                "conv2.bias [8]",
+                "fc1.weight [50, 8]",
+                "fc1.bias [50]",
+                "bn2.weight [50]",
+                "bn2.bias [50]",
+                "bn2.running_mean [50]",
+                "bn2.running_var [50]",
+                "fc2.weight [10, 50]",
+                "fc2.bias [10]",
+            ]
+        );
+        assert_eq!(plan.parameters, 520 + 40 + 1448 + 450 + 100 + 510);
+        assert_eq!(plan.multiply_adds, 288_000 + 36 * 8 * 180 + 400 + 500);
+        assert_eq!(plan.classes(), 10);
+        let names: Vec<&str> = plan.layers.iter().filter_map(|layer| layer.name.as_deref()).collect();
+        assert_eq!(names, ["conv1", "bn1", "conv2", "fc1", "bn2", "fc2"]);
+    }
+
+    #[test]
+    fn layers_that_do_not_fit_are_refused_by_number_and_kind() {
+        let linear = || Layer::Linear { outputs: 10 };
+        let check = |layers: Vec<Layer>, expected: &str| {
+            assert_eq!(plan(&recipe(layers), MNIST).unwrap_err().to_string(), expected);
+        };
+        check(
+            vec![linear(), conv(4, 3, 1, 0), linear()],
+            "layer 2 (conv) needs rows and columns, but gets 10 features; put it before the first linear layer",
+        );
+        check(
+            vec![linear(), Layer::MaxPool { size: 2 }],
+            "layer 2 (max-pool) needs rows and columns, but gets 10 features; put it before the first linear layer",
+        );
+        check(
+            vec![conv(4, 27, 1, 0), conv(4, 5, 1, 1), linear()],
+            "layer 2 (conv) needs at least 3×3, but gets 4 channels of 2×2",
+        );
+        check(
+            vec![conv(4, 27, 1, 0), Layer::MaxPool { size: 3 }],
+            "layer 2 (max-pool) needs at least 3×3, but gets 4 channels of 2×2",
+        );
+        check(
+            vec![conv(4096, 3, 1, 0), conv(4096, 3, 1, 0), conv(4096, 3, 1, 0), conv(4096, 3, 1, 0)],
+            "layers 1 to 3 have 302039040 parameters, expected at most 268173312",
+        );
+        check(
+            vec![conv(4096, 31, 1, 15), conv(4096, 31, 1, 15)],
+            "layers 1 to 2 have 16126849024 parameters, expected at most 268173312",
+        );
+    }
+
+    #[test]
+    fn images_that_are_empty_or_too_large_are_refused() {
+        let recipe = builtin::by_name("smoke").unwrap();
+        for (rows, columns) in [(0, 28), (28, 0), (1 << 20, 17), (usize::MAX, usize::MAX)] {
+            let found = plan(&recipe, InputShape { rows, columns }).unwrap_err();
+            assert_eq!(found, ShapeError::Input { rows, columns });
+        }
+        let large = InputShape { rows: 4096, columns: 4096 };
+        let found = plan(&recipe, large).unwrap_err();
+        assert_eq!(found, ShapeError::TooManyValues { number: 1, layer: "conv", values: 16 * 4092 * 4092 });
+    }
+
+    #[test]
+    fn a_variance_over_one_value_is_refused() {
+        let layers = vec![Layer::Linear { outputs: 20 }, Layer::BatchNorm, Layer::Linear { outputs: 10 }];
+        let mut recipe = recipe(layers);
+        (recipe.data.train, recipe.training.batch) = (101, 50);
+        assert_eq!(plan(&recipe, MNIST).unwrap_err(), ShapeError::VarianceOfOne { number: 2 });
+        recipe.data.train = 102;
+        assert!(plan(&recipe, MNIST).is_ok());
+        recipe.training.batch = 1;
+        assert_eq!(plan(&recipe, MNIST).unwrap_err(), ShapeError::VarianceOfOne { number: 2 });
+        recipe.network.layers.insert(0, Layer::BatchNorm);
+        assert_eq!(plan(&recipe, MNIST).unwrap_err(), ShapeError::VarianceOfOne { number: 3 });
+    }
+
+    #[test]
+    fn splits_must_not_overlap() {
+        let recipe = builtin::by_name("default").unwrap();
+        assert!(recipe.check_fits(60_000, MNIST).is_ok());
+        assert_eq!(
+            recipe.check_fits(59_999, MNIST).unwrap_err().to_string(),
+            "data.train = 50000 and data.validation = 10000 overlap: the dataset has 59999 training images"
+        );
+        assert!(matches!(
+            recipe.check_fits(60_000, InputShape { rows: 8, columns: 8 }),
+            Err(FitError::Shape(ShapeError::TooSmall { number: 4, .. }))
+        ));
+    }
+}
