@@ -7,9 +7,7 @@ fn main() {
     }
     // `torch-sys` declares `links = "tch"` and says which folder it linked against.
     if let Some(folder) = std::env::var_os("DEP_TCH_LIBTORCH_LIB") {
-        for target in ["bin=worker-trainer", "test=trainer"] {
-            println!("cargo:rustc-link-arg-{target}=-Wl,-rpath,{}", folder.display());
-        }
+        println!("cargo:rustc-link-arg-bin=worker-trainer=-Wl,-rpath,{}", folder.display());
     }
     // A package puts LibTorch beside the binary or into `../lib`.
     println!("cargo:rustc-link-arg-bin=worker-trainer=-Wl,-rpath,$ORIGIN/../lib,-rpath,$ORIGIN");

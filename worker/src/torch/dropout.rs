@@ -68,3 +68,70 @@ impl Masks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn masks(seeds: DropoutMasks, scaling: DropoutScaling, member: u32) -> Masks {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        recipe.training.dropout_masks = seeds;
+        recipe.network.dropout_scaling = scaling;
+        Masks::new(&recipe, 1, member)
+    }
+
+    fn drawn(masks: &mut Masks, layer: u32, step: u64, rate: f64) -> Vec<f32> {
+        let mut mask = vec![9.0; 10_001];
+        masks.fill(layer, step, rate, &mut mask);
+        mask
+    }
+
+    #[test]
+    fn the_asked_share_is_dropped_and_the_rest_keeps_the_expected_sum() {
+        for rate in [0.0, 0.1, 0.25, 0.5, 0.9] {
+            let mask = drawn(&mut masks(DropoutMasks::OwnSeed, DropoutScaling::Training, 0), 0, 0, rate);
+            let kept = (1.0 / (1.0 - rate)) as f32;
+            assert!(mask.iter().all(|value| *value == 0.0 || *value == kept), "rate {rate}");
+            let dropped = mask.iter().filter(|value| **value == 0.0).count() as f64 / mask.len() as f64;
+            assert!((dropped - rate).abs() < 0.02, "rate {rate}: dropped {dropped}");
+        }
+    }
+
+    #[test]
+    fn with_scaling_in_evaluation_kept_inputs_stay_as_they_are() {
+        for rate in [0.25, 0.5] {
+            let mask = drawn(&mut masks(DropoutMasks::OwnSeed, DropoutScaling::Evaluation, 0), 0, 0, rate);
+            assert!(mask.iter().all(|value| *value == 0.0 || *value == 1.0));
+        }
+    }
+
+    #[test]
+    fn own_masks_differ_by_member_layer_and_step() {
+        let draw = |member, layer, step| {
+            drawn(&mut masks(DropoutMasks::OwnSeed, DropoutScaling::Training, member), layer, step, 0.5)
+        };
+        assert_eq!(draw(0, 0, 0), draw(0, 0, 0));
+        assert_ne!(draw(0, 0, 0), draw(1, 0, 0));
+        assert_ne!(draw(0, 0, 0), draw(0, 1, 0));
+        assert_ne!(draw(0, 0, 0), draw(0, 0, 1));
+    }
+
+    #[test]
+    fn with_one_seed_all_members_and_layers_draw_the_same_and_steps_still_differ() {
+        let draw = |member, layer, step| {
+            drawn(&mut masks(DropoutMasks::OneSeed, DropoutScaling::Evaluation, member), layer, step, 0.5)
+        };
+        assert_eq!(draw(0, 0, 0), draw(3, 2, 0));
+        assert_ne!(draw(0, 0, 0), draw(0, 0, 1));
+    }
+
+    #[test]
+    fn what_a_step_drew_does_not_depend_on_the_steps_before() {
+        let mut one = masks(DropoutMasks::OwnSeed, DropoutScaling::Training, 0);
+        drawn(&mut one, 0, 0, 0.5);
+        drawn(&mut one, 1, 0, 0.3);
+        let mut other = masks(DropoutMasks::OwnSeed, DropoutScaling::Training, 0);
+        assert_eq!(drawn(&mut one, 0, 7, 0.5), drawn(&mut other, 0, 7, 0.5));
+    }
+}

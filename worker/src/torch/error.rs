@@ -54,7 +54,7 @@ pub enum TrainError {
         needed: u64,
     },
     /// The loss or a weight is NaN or infinite.
-    #[error("{what} is {value} at step {step}, learning rate {rate}; the last finite loss was {last_finite:?}")]
+    #[error("{what} is {value} after step {step} at learning rate {rate:e}; {}", last_finite_text(*last_finite))]
     Numeric {
         /// What left the finite numbers.
         what: String,
@@ -101,6 +101,10 @@ pub enum TrainError {
     /// The probabilities of the test images are not a distribution.
     #[error("predictions are unusable")]
     Predictions(#[from] plurality_common::predictions::PredictionsError),
+}
+
+fn last_finite_text(loss: Option<f64>) -> String {
+    loss.map_or_else(|| "no loss before was reported".to_owned(), |loss| format!("the last finite loss was {loss}"))
 }
 
 impl TrainError {

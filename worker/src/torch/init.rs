@@ -70,3 +70,79 @@ fn distributions(initialisation: Initialisation, layer: &PlannedLayer, is_last: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::recipe::{builtin, shape};
+
+    use super::*;
+    use crate::testing;
+
+    fn weights(initialisation: Initialisation, member: u32) -> Weights {
+        let mut recipe = builtin::by_name("lecture-dropout").unwrap();
+        recipe.initialisation = initialisation;
+        let plan = shape::plan(&recipe, shape::InputShape { rows: 28, columns: 28 }).unwrap();
+        first_weights(&recipe, &plan, 1, member)
+    }
+
+    fn deviation(weights: &Weights, name: &str) -> f64 {
+        let values = &weights.0[name].values;
+        (values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    }
+
+    fn check_deviation(weights: &Weights, name: &str, expected: f64) {
+        let found = deviation(weights, name);
+        // Four standard errors of a standard deviation, which is 1 / √(2n) of it.
+        let tolerance = expected * 4.0 / (2.0 * weights.0[name].values.len() as f64).sqrt();
+        assert!((found - expected).abs() < tolerance, "{name}: {found}, expected {expected} ± {tolerance}");
+    }
+
+    #[test]
+    fn the_lectures_weights_have_its_programs_deviations_and_the_last_layer_is_zero() {
+        let weights = weights(Initialisation::Lecture, 0);
+        check_deviation(&weights, "conv1.weight", 1.0 / (20.0_f64 * 25.0 / 4.0).sqrt());
+        check_deviation(&weights, "conv2.weight", 1.0 / (40.0_f64 * 25.0 / 4.0).sqrt());
+        check_deviation(&weights, "fc1.weight", 1.0 / 1000_f64.sqrt());
+        check_deviation(&weights, "fc2.weight", 1.0 / 1000_f64.sqrt());
+        for name in ["conv1.bias", "conv2.bias", "fc1.bias", "fc2.bias"] {
+            check_deviation(&weights, name, 1.0);
+        }
+        assert_eq!(deviation(&weights, "fc3.weight"), 0.0);
+        assert_eq!(deviation(&weights, "fc3.bias"), 0.0);
+    }
+
+    #[test]
+    fn pytorchs_weights_and_biases_fill_its_bounds_evenly() {
+        let weights = weights(Initialisation::Pytorch, 0);
+        for (name, fan_in) in [("conv1", 25.0_f64), ("conv2", 500.0), ("fc1", 640.0), ("fc2", 1000.0)] {
+            for part in ["weight", "bias"] {
+                let name = format!("{name}.{part}");
+                let bound = 1.0 / fan_in.sqrt();
+                assert!(weights.0[&name].values.iter().all(|value| f64::from(value.abs()) <= bound + 1e-7), "{name}");
+                check_deviation(&weights, &name, bound / 3_f64.sqrt());
+            }
+        }
+    }
+
+    #[test]
+    fn he_weights_have_twice_the_variance_of_one_over_fan_in_and_biases_are_zero() {
+        let weights = weights(Initialisation::He, 0);
+        check_deviation(&weights, "fc2.weight", (2.0_f64 / 1000.0).sqrt());
+        assert_eq!(deviation(&weights, "fc2.bias"), 0.0);
+    }
+
+    #[test]
+    fn members_start_differently_and_each_always_the_same() {
+        assert_eq!(weights(Initialisation::He, 0), weights(Initialisation::He, 0));
+        assert_ne!(weights(Initialisation::He, 0), weights(Initialisation::He, 1));
+    }
+
+    #[test]
+    fn batch_normalisation_starts_as_the_identity() {
+        let recipe = testing::recipe("{ kind = \"batch-norm\" },\n{ kind = \"linear\", outputs = 3 },");
+        let (_, parameters, _) = testing::network(&recipe, 1);
+        let value = |name: &str| parameters.entries[parameters.index(name)].tensor.double_value(&[0]);
+        let names = ["bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"];
+        assert_eq!(names.map(value), [1.0, 0.0, 0.0, 1.0]);
+    }
+}

@@ -19,6 +19,8 @@ mod output;
 mod parameters;
 mod pipe;
 mod schedule;
+#[cfg(test)]
+mod testing;
 mod train;
 
 use std::{panic, path::PathBuf, process::ExitCode, time::Duration};

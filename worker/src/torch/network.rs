@@ -136,3 +136,152 @@ impl Operation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::recipe::DropoutScaling;
+    use tch::Kind;
+
+    use super::*;
+    use crate::{data::scaled, testing};
+
+    /// Every kind of layer, odd sizes, stride and padding.
+    const ALL_LAYERS: &str = r#"
+{ kind = "conv", filters = 5, kernel = 3, stride = 2, padding = 1 },
+{ kind = "batch-norm" },
+{ kind = "tanh" },
+{ kind = "conv", filters = 6, kernel = 2 },
+{ kind = "max-pool", size = 2 },
+{ kind = "sigmoid" },
+{ kind = "dropout", rate = 0.25 },
+{ kind = "linear", outputs = 8 },
+{ kind = "batch-norm" },
+{ kind = "relu" },
+{ kind = "dropout", rate = 0.5 },
+{ kind = "linear", outputs = 3 },
+"#;
+
+    fn images(count: usize) -> Tensor {
+        Tensor::from_slice(&scaled(&testing::images(count, 3), 0..count)).view([count as i64, 1, 12, 12])
+    }
+
+    /// Masks that keep everything, as they are with a rate of 0.
+    fn full_masks(plan: &Plan, count: i64) -> Vec<Tensor> {
+        let ones = |shape: Shape| match shape {
+            Shape::Spatial { channels, rows, columns } => vec![count, channels as i64, rows as i64, columns as i64],
+            Shape::Flat { features } => vec![count, features as i64],
+        };
+        let tensor = |(_, shape)| Tensor::ones(ones(shape), (Kind::Float, tch::Device::Cpu));
+        dropout_layers(plan).into_iter().map(tensor).collect()
+    }
+
+    #[test]
+    fn images_become_one_row_of_logits_each() {
+        let (plan, parameters, network) = testing::network(&testing::recipe(ALL_LAYERS), 1);
+        let masks = full_masks(&plan, 4);
+        assert_eq!(masks.iter().map(Tensor::size).collect::<Vec<_>>(), [vec![4, 6, 2, 2], vec![4, 8]]);
+        for mode in [Mode::Training { masks: &masks }, Mode::Evaluation] {
+            assert_eq!(network.forward(&parameters, &images(4), mode).size(), [4, 3]);
+        }
+    }
+
+    #[test]
+    fn the_channels_last_layout_gives_the_logits_and_gradients_of_the_plain_one() {
+        let layers = r#"
+{ kind = "conv", filters = 5, kernel = 3 },
+{ kind = "max-pool", size = 2 },
+{ kind = "relu" },
+{ kind = "conv", filters = 6, kernel = 2 },
+{ kind = "relu" },
+{ kind = "linear", outputs = 3 },
+"#;
+        let (_, parameters, network) = testing::network(&testing::recipe(layers), 1);
+        let logits = network.forward(&parameters, &images(7), Mode::Evaluation);
+        let [w1, b1, w2, b2, w3, b3] = &parameters.entries[..] else { panic!("three layers have six tensors") };
+        let plain = images(7).conv2d(&w1.tensor, Some(&b1.tensor), [1, 1], [0, 0], [1, 1], 1);
+        assert!(plain.is_contiguous(), "the reference must not be channels-last too");
+        let plain = plain.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false).relu();
+        let plain = plain.conv2d(&w2.tensor, Some(&b2.tensor), [1, 1], [0, 0], [1, 1], 1).relu();
+        let plain = plain.view([7, -1]).linear(&w3.tensor, Some(&b3.tensor));
+        testing::assert_close(&logits, &plain, 1e-6);
+        let leaves: Vec<&Tensor> = parameters.entries.iter().map(|entry| &entry.tensor).collect();
+        let gradients = |logits: Tensor| {
+            let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&[0_i64, 1, 2, 0, 1, 2, 0]));
+            Tensor::run_backward(&[loss], &leaves, false, false)
+        };
+        for (found, expected) in gradients(logits).iter().zip(&gradients(plain)) {
+            testing::assert_close(found, expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn pooling_before_bias_and_activation_equals_pooling_after_the_bias() {
+        let layers = r#"
+{ kind = "conv", filters = 5, kernel = 3 },
+{ kind = "max-pool", size = 2 },
+{ kind = "sigmoid" },
+{ kind = "linear", outputs = 3 },
+"#;
+        let (_, parameters, network) = testing::network(&testing::recipe(layers), 1);
+        let [w1, b1, w2, b2] = &parameters.entries[..] else { panic!("two layers have four tensors") };
+        let pooled = images(4).conv2d(&w1.tensor, None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
+        let pooled = pooled.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false) + b1.tensor.view([1, -1, 1, 1]);
+        let logits = pooled.sigmoid().view([4, -1]).linear(&w2.tensor, Some(&b2.tensor));
+        testing::assert_close(&network.forward(&parameters, &images(4), Mode::Evaluation), &logits, 1e-6);
+    }
+
+    #[test]
+    fn dropout_scaled_in_evaluation_stores_weights_times_the_share_kept_and_biases_as_they_are() {
+        let (plan, parameters, _) = testing::network(&testing::recipe(testing::DROPOUT_LAYERS), 1);
+        let trained = parameters.evaluated(&plan, DropoutScaling::Training);
+        let scaled = parameters.evaluated(&plan, DropoutScaling::Evaluation);
+        for (name, share) in [("fc1.weight", 0.5), ("fc2.weight", 0.75)] {
+            let halved: Vec<f32> = trained.0[name].values.iter().map(|value| value * share).collect();
+            assert_eq!(scaled.0[name].values, halved, "{name}");
+        }
+        for name in ["conv1.weight", "conv1.bias", "fc1.bias", "fc2.bias"] {
+            assert_eq!(scaled.0[name], trained.0[name], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_mask_drops_inputs_of_the_next_layer_and_evaluation_drops_none() {
+        let layers = "{ kind = \"dropout\", rate = 0.5 },\n{ kind = \"linear\", outputs = 3 },";
+        let (_, parameters, network) = testing::network(&testing::recipe(layers), 1);
+        let [weight, bias] = &parameters.entries[..] else { panic!("one layer has two tensors") };
+        let mask = Tensor::zeros([2, 1, 12, 12], (Kind::Float, tch::Device::Cpu));
+        let _ = mask.narrow(3, 0, 3).fill_(1.0);
+        let masked = (images(2) * &mask).view([2, -1]).linear(&weight.tensor, Some(&bias.tensor));
+        let all = images(2).view([2, -1]).linear(&weight.tensor, Some(&bias.tensor));
+        let masks = [mask];
+        testing::assert_close(
+            &network.forward(&parameters, &images(2), Mode::Training { masks: &masks }),
+            &masked,
+            1e-6,
+        );
+        testing::assert_close(&network.forward(&parameters, &images(2), Mode::Evaluation), &all, 1e-6);
+    }
+
+    /// The lecture's dropout at rate 0.5 equals inverted dropout with half the weights when the rate of those weights is
+    /// a quarter: half the weights double the gradient's scale, and half of the lecture's step is what is wanted.
+    #[test]
+    fn inverted_dropout_with_half_the_weights_has_the_same_logits_and_twice_the_gradient() {
+        let layers = "{ kind = \"dropout\", rate = 0.5 },\n{ kind = \"linear\", outputs = 3 },";
+        let (_, lecture, network) = testing::network(&testing::recipe(layers), 1);
+        let (_, inverted, _) = testing::network(&testing::recipe(layers), 1);
+        let _ = inverted.entries[0].tensor.detach().g_mul_scalar_(0.5);
+        let mask = images(4).gt(0.3).to_kind(Kind::Float);
+        let gradients = |parameters: &Parameters, mask: Tensor| {
+            let masks = [mask];
+            let logits = network.forward(parameters, &images(4), Mode::Training { masks: &masks });
+            let loss = logits.cross_entropy_for_logits(&Tensor::from_slice(&[0_i64, 1, 2, 0]));
+            let leaves = [&parameters.entries[0].tensor, &parameters.entries[1].tensor];
+            (logits.detach(), Tensor::run_backward(&[loss], &leaves, false, false))
+        };
+        let (logits, gradient) = gradients(&lecture, mask.copy());
+        let (inverted_logits, inverted_gradient) = gradients(&inverted, mask * 2.0);
+        testing::assert_close(&inverted_logits, &logits, 1e-6);
+        testing::assert_close(&inverted_gradient[0], &(&gradient[0] * 2.0), 1e-6);
+        testing::assert_close(&inverted_gradient[1], &gradient[1], 1e-6);
+    }
+}

@@ -136,3 +136,83 @@ fn update(settings: &Optimiser, portion: &mut Portion, gradient: &mut Tensor, fa
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::recipe::shape::plan;
+
+    use super::*;
+    use crate::testing;
+
+    /// One weight and one bias, both beginning at 1, with gradients 1 and then 2.
+    fn weight_and_bias_after_two_steps(settings: &Optimiser) -> [f64; 2] {
+        let recipe = testing::recipe("{ kind = \"linear\", outputs = 3 },");
+        let (_, parameters, _) = testing::network(&recipe, 1);
+        parameters.entries.iter().for_each(|entry| drop(entry.tensor.detach().fill_(1.0)));
+        let mut updater = Updater::new(settings, &parameters);
+        for gradient in [1.0, 2.0] {
+            let gradients = parameters.trained().map(|(_, entry)| entry.tensor.detach().full_like(gradient));
+            updater.step(gradients.collect(), 0.1);
+        }
+        [parameters.entries[0].tensor.double_value(&[0, 0]), parameters.entries[1].tensor.double_value(&[0])]
+    }
+
+    fn check(settings: &Optimiser, expected: [f64; 2]) {
+        let found = weight_and_bias_after_two_steps(settings);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{settings:?}: {found}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn sgd_takes_the_steps_of_its_definition_and_decays_weights_only() {
+        let sgd = |momentum, nesterov, weight_decay| Optimiser::Sgd { momentum, nesterov, weight_decay };
+        // 1 − 0.1·1 − 0.1·2.
+        check(&sgd(0.0, false, 0.0), [0.7, 0.7]);
+        // Weight: 1 − 0.1·(1 + 0.5·1) = 0.85, then 0.85 − 0.1·(2 + 0.5·0.85).
+        check(&sgd(0.0, false, 0.5), [0.6075, 0.7]);
+        // v = 1, then 0.5·1 + 2: 1 − 0.1·1 − 0.1·2.5.
+        check(&sgd(0.5, false, 0.0), [0.65, 0.65]);
+        // 1 − 0.1·(1 + 0.5·1) = 0.85, then − 0.1·(2 + 0.5·2.5).
+        check(&sgd(0.5, true, 0.0), [0.525, 0.525]);
+    }
+
+    #[test]
+    fn adam_takes_the_steps_of_its_definition() {
+        let adam = |weight_decay| Optimiser::Adam { beta1: 0.5, beta2: 0.5, weight_decay };
+        // First step: both moments corrected are 1, so 1 − 0.1. Second: m = (0.25 + 1)/0.75, v = (0.25 + 2)/0.75.
+        let second = 0.1 * (1.25 / 0.75) / (2.25_f64 / 0.75).sqrt();
+        check(&adam(0.0), [0.9 - second, 0.9 - second]);
+        // Decay adds 0.5·1, then 0.5·0.9 to the weight's gradient.
+        let (first, next) = (1.5_f64, 2.45_f64);
+        let mean = (0.25 * first + 0.5 * next) / 0.75;
+        let square = (0.25 * first * first + 0.5 * next * next) / 0.75;
+        check(&adam(0.5), [0.9 - 0.1 * mean / square.sqrt(), 0.9 - second]);
+    }
+
+    #[test]
+    fn portions_change_nothing() {
+        let recipe = testing::recipe("{ kind = \"linear\", outputs = 600 },\n{ kind = \"linear\", outputs = 3 },");
+        let (plan, parameters, _) =
+            (plan(&recipe, testing::images(1, 1).shape()).unwrap(), testing::network(&recipe, 1).1, ());
+        assert!(plan.tensors[0].shape.iter().product::<usize>() as i64 > 2 * PORTION);
+        let first = parameters.entries[0].tensor.detach().copy();
+        let gradient = first.sin();
+        let mut updater = Updater::new(&recipe.optimiser, &parameters);
+        for _ in 0..2 {
+            let gradients = parameters.trained().map(|(index, entry)| match index {
+                0 => gradient.copy(),
+                _ => entry.tensor.detach().zeros_like(),
+            });
+            updater.step(gradients.collect(), 0.1);
+        }
+        // Momentum 0.9, Nesterov, decay 0.001, on the whole tensor at once.
+        let (mut value, mut velocity) = (first.copy(), first.zeros_like());
+        for _ in 0..2 {
+            let pulled = &gradient + &value * 0.001;
+            velocity = velocity * 0.9 + &pulled;
+            value = value - (pulled + &velocity * 0.9) * 0.1;
+        }
+        testing::assert_close(&parameters.entries[0].tensor.detach(), &value, 1e-6);
+    }
+}

@@ -16,3 +16,34 @@ pub fn of_pass(recipe: &Recipe, run_seed: u64, member: u32, epoch: u32) -> Vec<u
     };
     shuffled(count, &mut rng)
 }
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::recipe::Augmentation;
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn each_pass_and_member_has_its_own_order_of_all_positions() {
+        let recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        let order = of_pass(&recipe, 1, 0, 0);
+        assert_eq!(order, of_pass(&recipe, 1, 0, 0));
+        assert_ne!(order, of_pass(&recipe, 1, 0, 1));
+        assert_ne!(order, of_pass(&recipe, 1, 1, 0));
+        let mut sorted = order;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..24).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_lectures_order_is_one_shuffle_of_all_five_variants_for_every_member_and_pass() {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        recipe.training.order = Order::OncePerRun;
+        recipe.data.augmentation = Augmentation::OnePixelShiftFixed;
+        let order = of_pass(&recipe, 1, 0, 0);
+        assert_eq!(order.len(), 5 * 24);
+        assert_eq!(order, of_pass(&recipe, 1, 3, 17));
+        assert_ne!(order, of_pass(&recipe, 2, 0, 0));
+    }
+}

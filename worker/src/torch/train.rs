@@ -41,7 +41,7 @@ pub fn train(
     let (started, cpu_started) = (Instant::now(), cpu_time());
     let recipe = &spec.recipe;
     let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, device)?;
-    let mut reporter = Reporter::new(recipe);
+    let mut reporter = Reporter::new();
     let mut validation_accuracy = None;
     for epoch in 0..recipe.training.epochs {
         let order = order::of_pass(recipe, spec.run_seed, spec.member, epoch);
@@ -52,14 +52,15 @@ pub fn train(
                 report(reporter.report(&mut trainer, epoch, None)?);
             }
         }
-        trainer.check_loss(reporter.last_finite)?;
+        reporter.stop();
+        trainer.check_loss(reporter.mean_loss)?;
         validation_accuracy = trainer.validate();
         report(reporter.report(&mut trainer, epoch + 1, validation_accuracy)?);
     }
     let weights = trainer.parameters.evaluated(&trainer.plan, recipe.network.dropout_scaling);
     for (name, tensor) in &weights.0 {
         if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
-            return Err(trainer.numeric(name.clone(), f64::from(*value), reporter.last_finite));
+            return Err(trainer.numeric(name.clone(), f64::from(*value), reporter.mean_loss));
         }
     }
     let finished = Parameters::new(&trainer.plan, &weights, device);
@@ -186,15 +187,17 @@ impl<'a> Trainer<'a> {
 /// What happened since the last report.
 struct Reporter {
     since: Instant,
+    /// Time of the steps, once the last of a pass is done: validation is not training.
+    stopped: Option<Duration>,
     images: usize,
     steps: usize,
     /// Mean loss of the last report.
-    last_finite: Option<f64>,
+    mean_loss: Option<f64>,
 }
 
 impl Reporter {
-    fn new(_recipe: &Recipe) -> Self {
-        Self { since: Instant::now(), images: 0, steps: 0, last_finite: None }
+    fn new() -> Self {
+        Self { since: Instant::now(), stopped: None, images: 0, steps: 0, mean_loss: None }
     }
 
     fn count(&mut self, images: usize) {
@@ -206,25 +209,153 @@ impl Reporter {
         self.since.elapsed() >= REPORT_INTERVAL
     }
 
+    fn stop(&mut self) {
+        self.stopped = Some(self.since.elapsed());
+    }
+
     fn report(
         &mut self,
         trainer: &mut Trainer,
         epoch: u32,
         validation_accuracy: Option<f64>,
     ) -> Result<TrainerEvent, TrainError> {
-        trainer.check_loss(self.last_finite)?;
+        trainer.check_loss(self.mean_loss)?;
         if self.steps > 0 {
-            self.last_finite = Some(trainer.loss_sum.double_value(&[]) / self.steps as f64);
+            self.mean_loss = Some(trainer.loss_sum.double_value(&[]) / self.steps as f64);
         }
+        let spent = self.stopped.unwrap_or_else(|| self.since.elapsed()).as_secs_f64();
         let event = TrainerEvent::Progress {
             step: trainer.step,
             epoch,
-            loss: self.last_finite.unwrap_or(0.0),
-            images_per_second: self.images as f64 / self.since.elapsed().as_secs_f64(),
+            loss: self.mean_loss.unwrap_or(0.0),
+            images_per_second: if spent > 0.0 { self.images as f64 / spent } else { 0.0 },
             validation_accuracy,
         };
         let _ = trainer.loss_sum.zero_();
-        (self.since, self.images, self.steps) = (Instant::now(), 0, 0);
+        *self = Self { mean_loss: self.mean_loss, ..Self::new() };
         Ok(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use plurality_common::{
+        attempt::FailureKind,
+        predictions::Predictions,
+        recipe::{Augmentation, DropoutScaling, Optimiser, Order, Schedule},
+        trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT},
+        weights::Weights,
+    };
+
+    use super::*;
+    use crate::testing;
+
+    fn trained(recipe: &Recipe, member: u32) -> (Result<TrainerEvent, TrainError>, Vec<TrainerEvent>, Vec<Vec<u8>>) {
+        let out = tempfile::tempdir().unwrap();
+        let spec = TrainerSpec {
+            format: TRAINER_FORMAT.to_owned(),
+            recipe: recipe.clone(),
+            run_seed: 5,
+            member,
+            train_images: "unused".into(),
+            train_labels: "unused".into(),
+            test_images: "unused".into(),
+            device: "cpu".to_owned(),
+            threads: 1,
+            out: out.path().to_owned(),
+        };
+        let mut events = Vec::new();
+        let result = train(&spec, &testing::dataset(), Device::Cpu, &mut |event| events.push(event));
+        let files = [CHECKPOINT_FILE, PREDICTIONS_FILE].map(|name| fs::read(out.path().join(name)).unwrap_or_default());
+        (result, events, files.to_vec())
+    }
+
+    fn recipe() -> Recipe {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        recipe.training.epochs = 40;
+        recipe
+    }
+
+    #[test]
+    fn a_member_learns_and_writes_a_checkpoint_and_predictions_of_its_plan() {
+        let recipe = recipe();
+        let (result, events, files) = trained(&recipe, 0);
+        let TrainerEvent::Finished { validation_accuracy, .. } = result.unwrap() else { panic!("not finished") };
+        assert_eq!(validation_accuracy, Some(1.0));
+        let passes = |event: &&TrainerEvent| matches!(event, TrainerEvent::Progress { validation_accuracy: Some(_), loss, .. } if loss.is_finite());
+        assert_eq!(events.iter().filter(passes).count(), 40);
+        let plan = shape::plan(&recipe, testing::images(1, 1).shape()).unwrap();
+        assert_eq!(Weights::from_safetensors(&files[0], &plan).unwrap().0.len(), plan.tensors.len());
+        let predictions = Predictions::from_safetensors(&files[1]).unwrap();
+        assert_eq!((predictions.images(), predictions.classes()), (5, 3));
+        assert_eq!(predictions.labels(), [0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn one_seed_and_member_give_the_same_bytes_and_another_member_gives_others() {
+        let recipe = recipe();
+        let (first, again, other) = (trained(&recipe, 0).2, trained(&recipe, 0).2, trained(&recipe, 1).2);
+        assert_eq!(first, again);
+        assert_ne!(first[0], other[0]);
+    }
+
+    #[test]
+    fn a_member_of_the_lectures_kind_learns_too() {
+        let mut recipe = recipe();
+        recipe.network.dropout_scaling = DropoutScaling::Evaluation;
+        recipe.data.augmentation = Augmentation::OnePixelShiftFixed;
+        recipe.training.order = Order::OncePerRun;
+        recipe.optimiser = Optimiser::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        let (result, ..) = trained(&recipe, 0);
+        let TrainerEvent::Finished { validation_accuracy, .. } = result.unwrap() else { panic!("not finished") };
+        assert_eq!(validation_accuracy, Some(1.0));
+    }
+
+    #[test]
+    fn a_recipe_without_validation_reports_none() {
+        let mut recipe = recipe();
+        (recipe.data.validation, recipe.training.epochs) = (0, 1);
+        let TrainerEvent::Finished { validation_accuracy, .. } = trained(&recipe, 0).0.unwrap() else {
+            panic!("not finished")
+        };
+        assert_eq!(validation_accuracy, None);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_ends_the_attempt_with_step_and_rate() {
+        let mut recipe = recipe();
+        recipe.schedule = Schedule::Constant { rate: 1e30 };
+        let error = trained(&recipe, 0).0.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Numeric);
+        assert_eq!(error.chain(), "loss is NaN after step 4 at learning rate 1e30; no loss before was reported");
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_output_error() {
+        let spec = TrainerSpec {
+            out: "/nonexistent/folder".into(),
+            format: TRAINER_FORMAT.to_owned(),
+            recipe: testing::recipe(testing::DROPOUT_LAYERS),
+            run_seed: 5,
+            member: 0,
+            train_images: "unused".into(),
+            train_labels: "unused".into(),
+            test_images: "unused".into(),
+            device: "cpu".to_owned(),
+            threads: 1,
+        };
+        let error = train(&spec, &testing::dataset(), Device::Cpu, &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), FailureKind::Internal);
+        assert!(!error.chain().contains("/nonexistent"), "{}", error.chain());
+    }
+
+    #[test]
+    fn images_too_small_for_the_network_are_a_shape_error() {
+        let recipe = testing::recipe(
+            "{ kind = \"conv\", filters = 2, kernel = 13, padding = 0 },\n{ kind = \"linear\", outputs = 3 },",
+        );
+        assert_eq!(trained(&recipe, 0).0.unwrap_err().kind(), FailureKind::Incompatible);
     }
 }

@@ -1,0 +1,190 @@
+//! Promises of the real `worker-trainer`: the same bytes again, an error for each wrong specification, no orphans.
+#![cfg(feature = "torch")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use plurality_common::{
+    attempt::{DeterminismClass, FailureKind},
+    digest::Digest,
+    recipe::builtin,
+    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+};
+
+/// Longer than any training here on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+fn spec(out: &Path) -> TrainerSpec {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/mnist");
+    TrainerSpec {
+        format: TRAINER_FORMAT.to_owned(),
+        recipe: builtin::by_name("smoke").unwrap(),
+        run_seed: 1,
+        member: 0,
+        train_images: data.join("train-images-idx3-ubyte.gz"),
+        train_labels: data.join("train-labels-idx1-ubyte.gz"),
+        test_images: data.join("t10k-images-idx3-ubyte.gz"),
+        device: "cpu".to_owned(),
+        threads: 1,
+        out: out.to_owned(),
+    }
+}
+
+/// A running trainer and both ends of its pipe.
+struct Trainer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Trainer {
+    fn start(line: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_worker-trainer"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        writeln!(input, "{line}").unwrap();
+        Self { child, input, output }
+    }
+
+    fn next(&mut self) -> Option<TrainerEvent> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    fn last(mut self) -> TrainerEvent {
+        let events: Vec<TrainerEvent> = std::iter::from_fn(|| self.next()).collect();
+        self.child.wait().unwrap();
+        events.into_iter().last().unwrap()
+    }
+}
+
+fn outcome(spec: &TrainerSpec) -> TrainerEvent {
+    Trainer::start(&serde_json::to_string(spec).unwrap()).last()
+}
+
+fn check_failure(spec: &TrainerSpec, expected: FailureKind, words: &str) {
+    let TrainerEvent::Failed { kind, message } = outcome(spec) else { panic!("{words}: did not fail") };
+    assert_eq!(kind, expected, "{message}");
+    assert!(message.contains(words), "{message}");
+}
+
+#[test]
+fn training_smoke_twice_gives_the_same_checkpoint_and_predictions() {
+    let digests: Vec<[Digest; 2]> = (0..2)
+        .map(|_| {
+            let out = tempfile::tempdir().unwrap();
+            let event = outcome(&spec(out.path()));
+            let TrainerEvent::Finished { validation_accuracy: Some(accuracy), .. } = event else { panic!("{event:?}") };
+            assert!(accuracy >= 0.97, "smoke reaches 97 % at least, not {accuracy}");
+            [CHECKPOINT_FILE, PREDICTIONS_FILE].map(|name| Digest::of(&fs::read(out.path().join(name)).unwrap()))
+        })
+        .collect();
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn the_first_event_names_the_class_that_check_names() {
+    let out = tempfile::tempdir().unwrap();
+    let mut trainer = Trainer::start(&serde_json::to_string(&spec(out.path())).unwrap());
+    let Some(TrainerEvent::Started { format, class, steps_total, epochs_total }) = trainer.next() else {
+        panic!("did not start")
+    };
+    let recipe = builtin::by_name("smoke").unwrap();
+    assert_eq!((format.as_str(), steps_total), (TRAINER_FORMAT, recipe.steps_total()));
+    assert_eq!(epochs_total, recipe.training.epochs);
+    let check = Command::new(env!("CARGO_BIN_EXE_worker-trainer")).arg("--check").output().unwrap();
+    assert!(check.status.success());
+    assert_eq!(serde_json::from_slice::<DeterminismClass>(&check.stdout).unwrap(), class);
+    trainer.child.kill().unwrap();
+    trainer.child.wait().unwrap();
+}
+
+#[test]
+fn a_trainer_whose_worker_is_gone_ends_at_once() {
+    let out = tempfile::tempdir().unwrap();
+    let mut spec = spec(out.path());
+    spec.recipe.training.epochs = 10_000;
+    let mut trainer = Trainer::start(&serde_json::to_string(&spec).unwrap());
+    assert!(matches!(trainer.next(), Some(TrainerEvent::Started { .. })));
+    let Trainer { mut child, input, output } = trainer;
+    drop(input);
+    // Its output ends when it ends; until then this reads reports.
+    let closed = Instant::now();
+    let ended = output.lines().take_while(|_| closed.elapsed() < DEADLINE).last();
+    assert!(closed.elapsed() < DEADLINE, "still running: {ended:?}");
+    assert!(!child.wait().unwrap().success());
+    assert!(!out.path().join(CHECKPOINT_FILE).exists());
+}
+
+#[test]
+fn every_unusable_specification_says_what_is_wrong() {
+    let out = tempfile::tempdir().unwrap();
+    let good = spec(out.path());
+    let file = |name: &str, bytes: &[u8]| -> PathBuf {
+        let path = out.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let with = |change: &dyn Fn(&mut TrainerSpec)| {
+        let mut spec = good.clone();
+        change(&mut spec);
+        spec
+    };
+    let missing = with(&|spec| spec.train_images = out.path().join("absent"));
+    check_failure(&missing, FailureKind::Dataset, "`absent` cannot be read");
+    let malformed = with(&|spec| spec.train_images = file("bad-images", b"not an IDX file, not at all"));
+    check_failure(&malformed, FailureKind::Dataset, "bad-images");
+    let mixed = with(&|spec| spec.train_labels = good.train_labels.with_file_name("t10k-labels-idx1-ubyte.gz"));
+    check_failure(&mixed, FailureKind::Dataset, "10000 training labels");
+    let greedy = with(&|spec| spec.recipe.data.train = 59_500);
+    check_failure(&greedy, FailureKind::Dataset, "60000 training images, the recipe needs 60500");
+    for device in ["gpu", "cuda:x"] {
+        let wrong = with(&|spec| spec.device = device.to_owned());
+        check_failure(&wrong, FailureKind::Incompatible, "expected `cpu` or `cuda:N`");
+    }
+    let format = with(&|spec| spec.format = "plurality-trainer/99".to_owned());
+    check_failure(&format, FailureKind::Incompatible, "plurality-trainer/99");
+}
+
+#[test]
+fn a_line_that_is_no_specification_fails() {
+    for line in ["", "{", "{\"format\": 1}"] {
+        let TrainerEvent::Failed { kind, message } = Trainer::start(line).last() else { panic!("did not fail") };
+        assert_eq!(kind, FailureKind::Incompatible);
+        assert!(message.starts_with("trainer specification is unreadable"), "{message}");
+    }
+}
+
+#[test]
+fn the_worker_itself_does_not_link_libtorch() {
+    let needs = |program: &str| {
+        let listed = Command::new("ldd").arg(program).output().unwrap();
+        String::from_utf8(listed.stdout).unwrap().contains("libtorch")
+    };
+    assert!(needs(env!("CARGO_BIN_EXE_worker-trainer")));
+    assert!(!needs(env!("CARGO_BIN_EXE_worker")));
+}
+
+#[test]
+fn bench_measures_a_recipe_and_refuses_one_that_does_not_exist() {
+    let bench = |recipe: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_worker-trainer"));
+        let data = spec(Path::new("unused")).train_images.parent().unwrap().to_owned();
+        command.args(["--bench", recipe, "--batch", "10", "--seconds", "0.2", "--data"]).arg(data).output().unwrap()
+    };
+    let measured = bench("smoke");
+    let line: serde_json::Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert_eq!(line["batch"], 10);
+    assert!(line["images_per_second"].as_f64().unwrap() > 0.0);
+    for (name, words) in [("no-such", "no recipe is called `no-such`"), ("no-such.toml", "cannot be read")] {
+        let refused = bench(name);
+        assert!(!refused.status.success());
+        assert!(String::from_utf8(refused.stderr).unwrap().contains(words));
+    }
+}
