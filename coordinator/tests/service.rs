@@ -1,0 +1,437 @@
+//! The services over a real socket, with a worker made of calls.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use futures::stream;
+use plurality_common::{
+    blob::BlobRef,
+    limits::{CHUNK_BYTES, PROTOCOL, PROTOCOL_MIN},
+    predictions::Predictions,
+    recipe::shape::{self, InputShape},
+    weights::{Metadata, Tensor, Weights},
+};
+use plurality_coordinator::{
+    client::{
+        Client, ClientError, Request, Submitted,
+        view::{MemberStatus, RunStatus},
+    },
+    config::{LocalWorkers, ServerSettings},
+    server::Server,
+};
+use plurality_proto::v1::{
+    self, blob_service_client::BlobServiceClient, instruction::Kind, worker_service_client::WorkerServiceClient,
+};
+use tempfile::TempDir;
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Status, transport::Channel};
+
+use crate::support::{TEST_IMAGES, ZEROS, recipe, write_dataset};
+
+mod support;
+
+/// Longer than any answer takes on a busy machine; a test that waits this long has failed.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A coordinator on a free port, with its folders.
+struct House {
+    folder: TempDir,
+    server: Server,
+}
+
+impl House {
+    async fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_dataset(&folder.path().join("data"));
+        let server = Server::start(&Self::settings(folder.path().to_owned())).await.unwrap();
+        Self { folder, server }
+    }
+
+    /// Stops and starts again on the same folders.
+    async fn reopen(self) -> Self {
+        let Self { folder, server } = self;
+        server.stop().await.unwrap();
+        let server = Server::start(&Self::settings(folder.path().to_owned())).await.unwrap();
+        Self { folder, server }
+    }
+
+    fn settings(folder: PathBuf) -> ServerSettings {
+        ServerSettings {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            local_workers: LocalWorkers::None,
+            data: Some(folder.join("data")),
+            state: folder.join("state"),
+            has_reflection: true,
+        }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.server.address().to_string()).await.unwrap()
+    }
+
+    async fn submit(&self, ensemble: u32) -> Submitted {
+        self.client().await.submit(request(ensemble)).await.unwrap()
+    }
+}
+
+fn request(ensemble: u32) -> Request {
+    Request { recipe_json: recipe().to_canonical_json(), seed: Some(7), ensemble, continues_unfinished: false }
+}
+
+/// A worker that trains nothing.
+struct FakeWorker {
+    calls: WorkerServiceClient<Channel>,
+    blobs: BlobServiceClient<Channel>,
+    worker_id: String,
+}
+
+fn registration() -> v1::RegisterRequest {
+    v1::RegisterRequest {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL,
+        software_version: "0.1.0".to_owned(),
+        name: "fake".to_owned(),
+        instance_id: "instance-1".to_owned(),
+        slots: 1,
+        threads_per_slot: 1,
+        device: "cpu".to_owned(),
+        cores: 1,
+        held: Vec::new(),
+    }
+}
+
+fn class() -> v1::DeterminismClass {
+    v1::DeterminismClass {
+        libtorch_version: "2.11.0".to_owned(),
+        device_model: "paper".to_owned(),
+        instruction_set: "NONE".to_owned(),
+        threads: 1,
+        flags: String::new(),
+        trainer_version: "fake".to_owned(),
+    }
+}
+
+impl FakeWorker {
+    async fn connect(house: &House) -> Self {
+        let channel =
+            Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap();
+        let mut calls = WorkerServiceClient::new(channel.clone());
+        let answer = calls.register(registration()).await.unwrap().into_inner();
+        assert_eq!(answer.protocol, PROTOCOL);
+        Self { calls, blobs: BlobServiceClient::new(channel), worker_id: answer.worker_id }
+    }
+
+    async fn sync(&mut self, free_slots: u32) -> Result<Vec<v1::Instruction>, Status> {
+        let request =
+            v1::SyncRequest { worker_id: self.worker_id.clone(), free_slots, attempts: Vec::new(), is_leaving: false };
+        let answer = timeout(DEADLINE, self.calls.sync(request)).await.expect("Sync answers in time")?;
+        Ok(answer.into_inner().instructions)
+    }
+
+    /// Waits for a member to train.
+    async fn start(&mut self) -> v1::Start {
+        loop {
+            for instruction in self.sync(1).await.unwrap() {
+                if let Some(Kind::Start(start)) = instruction.kind {
+                    return start;
+                }
+            }
+        }
+    }
+
+    async fn upload(&mut self, bytes: &[u8], from: usize) -> Result<u64, Status> {
+        let blob = BlobRef::of(bytes);
+        let chunks: Vec<_> = bytes[from..]
+            .chunks(CHUNK_BYTES)
+            .scan(from, |offset, chunk| {
+                let offset_bytes = *offset as u64;
+                *offset += chunk.len();
+                let chunk = Bytes::copy_from_slice(chunk);
+                Some(v1::UploadRequest { blob: Some(blob.into()), offset_bytes, chunk })
+            })
+            .collect();
+        Ok(self.blobs.upload(stream::iter(chunks)).await?.into_inner().committed_bytes)
+    }
+
+    async fn status(&mut self, blob: BlobRef) -> v1::UploadStatusResponse {
+        let request = v1::UploadStatusRequest { blob: Some(blob.into()) };
+        self.blobs.upload_status(request).await.unwrap().into_inner()
+    }
+
+    async fn commit(&mut self, start: &v1::Start, result: &Trained) -> v1::CommitResponse {
+        let request = v1::CommitRequest {
+            worker_id: self.worker_id.clone(),
+            handle: start.handle.clone(),
+            checkpoint: Some(BlobRef::of(&result.checkpoint).into()),
+            predictions: Some(BlobRef::of(&result.predictions).into()),
+            validation_accuracy: None,
+            train_seconds: 1.5,
+            train_cpu_seconds: 1.25,
+            determinism_class: Some(class()),
+        };
+        self.calls.commit(request).await.unwrap().into_inner()
+    }
+
+    /// Trains and hands over the next member.
+    async fn do_one(&mut self) {
+        let start = self.start().await;
+        let result = Trained::of(&start);
+        self.upload(&result.checkpoint, 0).await.unwrap();
+        self.upload(&result.predictions, 0).await.unwrap();
+        let answer = self.commit(&start, &result).await;
+        assert_eq!(answer.outcome(), v1::CommitOutcome::Accepted, "{}", answer.message);
+    }
+}
+
+/// The blobs of a network without weights, which answers 0 to everything.
+struct Trained {
+    checkpoint: Vec<u8>,
+    predictions: Vec<u8>,
+}
+
+impl Trained {
+    fn of(start: &v1::Start) -> Self {
+        let recipe = plurality_common::recipe::parse::recipe_from_json(&start.recipe_json).unwrap();
+        let plan = shape::plan(&recipe, InputShape { rows: 2, columns: 2 }).unwrap();
+        let tensors = plan.tensors.iter().map(|spec| {
+            let values = vec![0.0; spec.shape.iter().product()];
+            (spec.name.clone(), Tensor { shape: spec.shape.clone(), values })
+        });
+        let weights = Weights(tensors.collect());
+        let metadata = Metadata::new(recipe, start.run_seed, start.member).to_json();
+        let predictions = Predictions::new(TEST_IMAGES, 2, vec![0.5; TEST_IMAGES * 2]).unwrap();
+        Self { checkpoint: weights.to_safetensors(&metadata), predictions: predictions.to_safetensors() }
+    }
+}
+
+#[tokio::test]
+async fn a_run_goes_from_submission_to_report() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let submitted = house.submit(2).await;
+    assert_eq!(submitted.seed, 7);
+    worker.do_one().await;
+    worker.do_one().await;
+
+    let mut client = house.client().await;
+    let mut pictures = std::pin::pin!(client.clone().watch(&submitted.run_id).await.unwrap());
+    let last = timeout(DEADLINE, async {
+        let mut last = None;
+        while let Some(picture) = futures::StreamExt::next(&mut pictures).await {
+            last = Some(picture.unwrap());
+        }
+        last.expect("a watched run is shown at least once")
+    });
+    let run = last.await.expect("the run ends in time");
+    assert_eq!(run.status, RunStatus::Completed, "{run:?}");
+    let vote = run.vote_so_far.unwrap();
+    assert_eq!((vote.members, vote.correct, vote.total), (2, ZEROS as u32, TEST_IMAGES as u32));
+    assert!(run.members.iter().all(|member| member.test_correct == Some(ZEROS as u32)), "{run:?}");
+
+    let answer = client.report("last").await.unwrap();
+    let report: plurality_coordinator::report::Report = serde_json::from_str(&answer.json).unwrap();
+    assert_eq!(report.members.len(), 2);
+    assert_eq!(report.members[1].worker, "fake");
+    let checkpoint = client.download(answer.members[1]).await.unwrap();
+    let metadata = Metadata::from_safetensors(&checkpoint).unwrap();
+    assert_eq!((metadata.run_seed, metadata.member), (7, 1));
+    assert!(client.download(answer.predictions).await.is_ok());
+    house.server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_continues_after_a_restart_with_what_was_committed() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let submitted = house.submit(2).await;
+    worker.do_one().await;
+    let mut client = house.client().await;
+    timeout(DEADLINE, async {
+        while client.get("last").await.unwrap().members[0].status != MemberStatus::Committed {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the first member is committed in time");
+
+    let house = house.reopen().await;
+    let again = Request { continues_unfinished: true, seed: None, ..request(2) };
+    let continued = house.client().await.submit(again).await.unwrap();
+    assert_eq!((continued.run_id, continued.is_continued), (submitted.run_id, true));
+    let mut worker = FakeWorker::connect(&house).await;
+    let start = worker.start().await;
+    assert_eq!(start.member, 1, "the committed member is not trained twice");
+}
+
+#[tokio::test]
+async fn an_idle_worker_waits_until_a_run_is_submitted() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let began = Instant::now();
+    let waiting = tokio::spawn(async move { worker.sync(1).await });
+    // Registered and listed: the wait is on its way. The answer must come from the submission, not from the clock.
+    assert_eq!(house.client().await.workers().await.unwrap().len(), 1);
+    assert!(!waiting.is_finished());
+    house.submit(1).await;
+    let instructions = waiting.await.unwrap().unwrap();
+    assert!(matches!(instructions[0].kind, Some(Kind::Start(_))), "{instructions:?}");
+    assert!(began.elapsed() < Duration::from_secs(20), "answered by the idle limit and not by the submission");
+}
+
+#[tokio::test]
+async fn a_worker_of_another_version_is_told_both_versions() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let request = v1::RegisterRequest {
+        protocol_min: PROTOCOL + 1,
+        protocol_max: PROTOCOL + 1,
+        software_version: "9.9.9".to_owned(),
+        ..registration()
+    };
+    let refusal = worker.calls.register(request).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    for part in ["worker 9.9.9", "coordinator 0.1.0", "install"] {
+        assert!(refusal.message().contains(part), "{refusal:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_nobody_knows_is_told_to_register() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    worker.worker_id = "nobody".to_owned();
+    assert_eq!(worker.sync(1).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_wrong_token_cannot_commit() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let mut start = worker.start().await;
+    let result = Trained::of(&start);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    worker.upload(&result.predictions, 0).await.unwrap();
+    start.handle.as_mut().unwrap().token = "guessed".to_owned();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Rejected);
+    let run = house.client().await.get("last").await.unwrap();
+    assert_eq!(run.members[0].status, MemberStatus::Active);
+}
+
+#[tokio::test]
+async fn a_commit_without_its_blobs_asks_for_them() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = worker.start().await;
+    let result = Trained::of(&start);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::BlobsMissing);
+    worker.upload(&result.predictions, 0).await.unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted, "a repeated commit");
+}
+
+#[tokio::test]
+async fn an_upload_that_was_cut_goes_on_where_it_stood() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let bytes: Vec<u8> = (0..CHUNK_BYTES * 2 + 100).map(|index| (index % 251) as u8).collect();
+    let blob = BlobRef::of(&bytes);
+    // The stream ends before the blob does, as when a connection breaks.
+    let first = v1::UploadRequest {
+        blob: Some(blob.into()),
+        offset_bytes: 0,
+        chunk: Bytes::copy_from_slice(&bytes[..CHUNK_BYTES]),
+    };
+    worker.blobs.upload(stream::iter([first])).await.unwrap();
+
+    let status = worker.status(blob).await;
+    assert_eq!((status.committed_bytes, status.is_complete), (CHUNK_BYTES as u64, false));
+    assert_eq!(worker.upload(&bytes, 0).await.unwrap_err().code(), Code::Aborted, "it does not begin anew");
+    assert_eq!(worker.upload(&bytes, CHUNK_BYTES).await.unwrap(), blob.size_bytes);
+    assert!(worker.status(blob).await.is_complete);
+    assert_eq!(house.client().await.download(blob).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_recipe_that_does_not_fit_is_refused_before_any_training() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    let mut greedy = recipe();
+    greedy.data.train = 11;
+    let refused = |error: ClientError| match error {
+        ClientError::Refused(status) => (status.code(), status.message().to_owned()),
+        other => panic!("expected a refusal, found {other:?}"),
+    };
+    let request = Request { recipe_json: greedy.to_canonical_json(), ..request(1) };
+    let (code, message) = refused(client.submit(request.clone()).await.unwrap_err());
+    assert_eq!(code, Code::InvalidArgument, "{message}");
+    assert!(message.contains("11"), "{message}");
+    let (code, _) = refused(client.submit(Request { recipe_json: "{}".to_owned(), ..request }).await.unwrap_err());
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(client.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn runs_are_found_by_beginning_and_cancelled() {
+    let house = House::open().await;
+    let submitted = house.submit(1).await;
+    let mut client = house.client().await;
+    let beginning = &submitted.run_id[..submitted.run_id.len() - 2];
+    assert_eq!(client.get(beginning).await.unwrap().run_id, submitted.run_id);
+    assert!(matches!(client.get("zz").await, Err(ClientError::Refused(status)) if status.code() == Code::NotFound));
+    assert!(matches!(client.report("last").await, Err(ClientError::Refused(_))), "no report before the end");
+    let run = client.cancel("last", "no longer wanted").await.unwrap();
+    assert_eq!(run.status, RunStatus::Cancelled);
+    assert!(run.message.contains("no longer wanted"), "{run:?}");
+}
+
+#[tokio::test]
+async fn a_drained_worker_is_told_to_leave() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let drained = house.client().await.drain("fake").await.unwrap();
+    assert_eq!(drained.worker_id, worker.worker_id);
+    let instructions = worker.sync(1).await.unwrap();
+    assert!(matches!(instructions[0].kind, Some(Kind::Drain(_))), "{instructions:?}");
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_idle_workers_and_watchers() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let submitted = house.submit(1).await;
+    let mut client = house.client().await;
+    let mut pictures = std::pin::pin!(client.watch(&submitted.run_id).await.unwrap());
+    assert!(futures::StreamExt::next(&mut pictures).await.unwrap().is_ok());
+    let waiting = tokio::spawn(async move { worker.sync(0).await });
+    let began = Instant::now();
+    house.server.stop().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "stopped after {:?}", began.elapsed());
+    assert!(waiting.await.unwrap().is_err(), "the waiting worker is told that the coordinator stops");
+    let told = futures::StreamExt::next(&mut pictures).await;
+    assert!(told.is_none_or(|picture| picture.is_err()), "the watcher does not take the stop for the run's end");
+}
+
+#[tokio::test]
+async fn health_is_served() {
+    let house = House::open().await;
+    let channel = Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    for service in ["", "ensemble.v1.WorkerService", "ensemble.v1.RunService", "ensemble.v1.BlobService"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving, "{service:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_coordinator_on_one_folder_is_refused() {
+    let house = House::open().await;
+    let error = match Server::start(&House::settings(house.folder.path().to_owned())).await {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("two coordinators opened one folder"),
+    };
+    assert!(error.contains("in use by another coordinator"), "{error}");
+}
