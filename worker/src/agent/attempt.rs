@@ -37,7 +37,7 @@ use crate::{
 /// How long an answer to `Commit` or `Fail` may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a finished result may still be handed over when the worker is leaving.
-const HAND_OVER_GRACE: Duration = Duration::from_secs(5);
+const HAND_OVER_GRACE: Duration = Duration::from_secs(4);
 /// How long a leaving worker tries to give an attempt back.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Times that a coordinator may ask for the same blobs again before it counts as broken.
@@ -193,13 +193,7 @@ impl Attempt {
         for _ in 0..COMMIT_ROUNDS_MAX {
             let files = [(checkpoint, checkpoint_path.as_path()), (predictions, predictions_path.as_path())];
             self.context.transfer.upload_missing(&files).await?;
-            let response = match self.commit(trained, checkpoint, predictions).await {
-                Ok(response) => response,
-                Err(refused) => {
-                    tracing::error!("the result is lost: {refused}");
-                    return Ok(());
-                }
-            };
+            let response = self.commit(trained, checkpoint, predictions).await?;
             match response.outcome() {
                 v1::CommitOutcome::Accepted => {
                     tracing::info!("handed over");

@@ -4,7 +4,7 @@ use std::{error::Error, io};
 
 use plurality_common::attempt::FailureKind;
 
-use super::{assignment::AssignmentError, cache::CacheError, transfer::TransferError};
+use super::{assignment::AssignmentError, cache::CacheError, transfer::TransferError, tries::Refused};
 use crate::{cli::chain, trainer::TrainerError};
 
 /// Longest message sent, in characters: it is for people.
@@ -64,6 +64,12 @@ impl From<AssignmentError> for Failure {
 impl From<TransferError> for Failure {
     fn from(error: TransferError) -> Self {
         Self::from_error(transfer_kind(&error, FailureKind::Internal), &error)
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(error: Refused) -> Self {
+        Self::from_error(FailureKind::Internal, &error)
     }
 }
 

@@ -49,7 +49,7 @@ use crate::{
 const SESSION_EVENTS_MAX: usize = 4;
 /// How long a leaving worker tries to hand over and give back, before it leaves anyway. With the farewell it stays below
 /// the 10 s after which service managers kill.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(7);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long the session may take to say farewell and end.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts held for each slot: a new one may be given while the one before is tidied away.

@@ -1,0 +1,349 @@
+//! A coordinator that decides nothing: it hands out what a test queued and notes what it was told.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{SocketAddr, TcpListener},
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES, recipe::builtin};
+use plurality_proto::v1::{
+    self,
+    blob_service_server::{BlobService, BlobServiceServer},
+    instruction::Kind,
+    worker_service_server::{WorkerService, WorkerServiceServer},
+};
+use tokio::{runtime::Runtime, sync::Notify};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+/// Longest wait for anything a test expects.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long the fake holds an idle or busy `Sync`.
+const SYNC_HOLD: Duration = Duration::from_millis(200);
+
+/// What the fake was told, and what it is to answer.
+#[derive(Default)]
+pub struct Notes {
+    pub registrations: Vec<v1::RegisterRequest>,
+    pub syncs: Vec<v1::SyncRequest>,
+    pub commits: Vec<v1::CommitRequest>,
+    pub failures: Vec<v1::FailRequest>,
+    pub downloads: Vec<v1::DownloadRequest>,
+    /// First offset of each upload.
+    pub upload_offsets: Vec<u64>,
+    pub blobs: HashMap<String, Bytes>,
+    pub partial: HashMap<String, Vec<u8>>,
+    /// Given out one for each free slot.
+    pub starts: VecDeque<v1::Start>,
+    /// Given out with the next `Sync`.
+    pub instructions: Vec<v1::Instruction>,
+    pub register_refusal: Option<Status>,
+    pub orphan_timeout_ms: u32,
+    /// The next downloads end after so many chunks.
+    pub cut_downloads: VecDeque<usize>,
+    /// The next downloads bring wrong bytes.
+    pub corrupt_downloads: usize,
+    /// The next uploads end after so many chunks.
+    pub cut_uploads: VecDeque<usize>,
+    /// Outcomes of the next commits; accepted when empty.
+    pub commit_outcomes: VecDeque<v1::CommitOutcome>,
+    /// `Fail` is never answered.
+    pub is_deaf_to_failures: bool,
+    /// Attempts given out and not yet heard of; given out again as the real one does.
+    offered: Vec<v1::Start>,
+}
+
+#[derive(Clone, Default)]
+struct Shared {
+    notes: Arc<(Mutex<Notes>, Condvar)>,
+    news: Arc<Notify>,
+}
+
+impl Shared {
+    fn note<T>(&self, change: impl FnOnce(&mut Notes) -> T) -> T {
+        let (notes, changed) = &*self.notes;
+        let outcome = change(&mut notes.lock().unwrap());
+        changed.notify_all();
+        outcome
+    }
+}
+
+/// A coordinator on a port of its own. Its memory outlives its server.
+pub struct Coordinator {
+    shared: Shared,
+    address: SocketAddr,
+    server: Option<Runtime>,
+}
+
+impl Coordinator {
+    /// Starts one.
+    pub fn start() -> Self {
+        let mut coordinator = Self::absent();
+        coordinator.come_back();
+        coordinator
+    }
+
+    /// Makes one that has an address but does not listen yet.
+    pub fn absent() -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self { shared: Shared::default(), address, server: None }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Stops listening and breaks every connection.
+    pub fn go_away(&mut self) {
+        self.server.take().unwrap().shutdown_background();
+    }
+
+    /// Listens again at the same address.
+    pub fn come_back(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (shared, address) = (self.shared.clone(), self.address);
+        let listener = runtime.block_on(async move { tokio::net::TcpListener::bind(address).await }).unwrap();
+        runtime.spawn(async move {
+            Server::builder()
+                .add_service(WorkerServiceServer::new(shared.clone()))
+                .add_service(BlobServiceServer::new(shared))
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+        });
+        self.server = Some(runtime);
+    }
+
+    /// Changes or reads what the fake knows.
+    pub fn note<T>(&self, change: impl FnOnce(&mut Notes) -> T) -> T {
+        let outcome = self.shared.note(change);
+        self.shared.news.notify_waiters();
+        outcome
+    }
+
+    /// Waits until `is_so` holds.
+    pub fn wait(&self, what: &str, is_so: impl Fn(&Notes) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        let (notes, changed) = &*self.shared.notes;
+        let mut guard = notes.lock().unwrap();
+        while !is_so(&guard) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited in vain until {what}");
+            guard = changed.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+
+    /// Stores `bytes` for download.
+    pub fn hold(&self, bytes: &[u8]) -> BlobRef {
+        let blob = BlobRef::of(bytes);
+        self.note(|notes| notes.blobs.insert(blob.sha256.to_string(), Bytes::copy_from_slice(bytes)));
+        blob
+    }
+
+    /// Queues `member` to be trained on `images`, under the attempt id `attempt-MEMBER`.
+    pub fn offer(&self, member: u32, images: &[u8]) {
+        let recipe = builtin::by_name("smoke").unwrap();
+        let dataset = v1::Dataset {
+            train_images: Some(self.hold(images).into()),
+            train_labels: Some(self.hold(b"labels").into()),
+            test_images: Some(self.hold(b"test images").into()),
+        };
+        let start = v1::Start {
+            handle: Some(v1::AttemptHandle {
+                attempt_id: format!("attempt-{member}"),
+                token: format!("token-{member}"),
+            }),
+            run_id: "run".to_owned(),
+            member,
+            recipe_json: recipe.to_canonical_json(),
+            recipe_sha256: recipe.digest().to_string(),
+            run_seed: 7,
+            dataset: Some(dataset),
+        };
+        self.note(|notes| notes.starts.push_back(start));
+    }
+
+    /// Queues an instruction.
+    pub fn instruct(&self, kind: Kind) {
+        self.note(|notes| notes.instructions.push(v1::Instruction { kind: Some(kind) }));
+    }
+}
+
+impl Notes {
+    /// Returns the newest heartbeat's report of an attempt, if it holds it.
+    pub fn report(&self, attempt_id: &str) -> Option<&v1::AttemptReport> {
+        let attempts = &self.syncs.last()?.attempts;
+        attempts.iter().find(|report| report.handle.as_ref().unwrap().attempt_id == attempt_id)
+    }
+
+    /// Says whether the newest heartbeat shows an attempt in `phase`.
+    pub fn is_in(&self, attempt_id: &str, phase: v1::AttemptPhase) -> bool {
+        self.report(attempt_id).is_some_and(|report| report.progress.as_ref().unwrap().phase() == phase)
+    }
+
+    fn instructions_for(&mut self, request: &v1::SyncRequest) -> Vec<v1::Instruction> {
+        let is_held = |start: &v1::Start| request.attempts.iter().any(|report| report.handle == start.handle);
+        self.offered.retain(|start| !is_held(start));
+        let room = (request.free_slots as usize).saturating_sub(self.offered.len());
+        for _ in 0..room {
+            self.offered.extend(self.starts.pop_front());
+        }
+        let mut instructions = std::mem::take(&mut self.instructions);
+        instructions
+            .extend(self.offered.iter().map(|start| v1::Instruction { kind: Some(Kind::Start(start.clone())) }));
+        instructions
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Shared {
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterResponse>, Status> {
+        self.note(|notes| {
+            notes.registrations.push(request.into_inner());
+            if let Some(refusal) = &notes.register_refusal {
+                return Err(refusal.clone());
+            }
+            Ok(Response::new(v1::RegisterResponse {
+                worker_id: format!("worker-{}", notes.registrations.len()),
+                protocol: 1,
+                software_version: "fake".to_owned(),
+                heartbeat_ms: 100,
+                lease_ms: 30_000,
+                orphan_timeout_ms: notes.orphan_timeout_ms,
+                stops: Vec::new(),
+            }))
+        })
+    }
+
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
+        let request = request.into_inner();
+        self.note(|notes| notes.syncs.push(request.clone()));
+        let mut held = std::pin::pin!(tokio::time::sleep(SYNC_HOLD));
+        loop {
+            let news = self.news.notified();
+            let instructions = self.note(|notes| notes.instructions_for(&request));
+            if !instructions.is_empty() || request.is_leaving {
+                return Ok(Response::new(v1::SyncResponse { instructions }));
+            }
+            tokio::select! {
+                () = news => {}
+                () = &mut held => return Ok(Response::new(v1::SyncResponse { instructions })),
+            }
+        }
+    }
+
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+        let outcome = self.note(|notes| {
+            notes.commits.push(request.into_inner());
+            let outcome = notes.commit_outcomes.pop_front().unwrap_or(v1::CommitOutcome::Accepted);
+            if outcome == v1::CommitOutcome::BlobsMissing {
+                let commit = notes.commits.last().unwrap();
+                let lost = commit.checkpoint.clone().unwrap().sha256;
+                notes.blobs.remove(&lost);
+                notes.partial.remove(&lost);
+            }
+            outcome
+        });
+        Ok(Response::new(v1::CommitResponse { outcome: outcome.into(), message: "says the fake".to_owned() }))
+    }
+
+    async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailResponse>, Status> {
+        let is_deaf = self.note(|notes| {
+            notes.failures.push(request.into_inner());
+            notes.is_deaf_to_failures
+        });
+        if is_deaf {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(v1::FailResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl BlobService for Shared {
+    type DownloadStream = Pin<Box<dyn Stream<Item = Result<v1::DownloadResponse, Status>> + Send>>;
+
+    async fn find_missing(
+        &self,
+        request: Request<v1::FindMissingRequest>,
+    ) -> Result<Response<v1::FindMissingResponse>, Status> {
+        let mut missing = request.into_inner().blobs;
+        self.note(|notes| missing.retain(|blob| !notes.blobs.contains_key(&blob.sha256)));
+        Ok(Response::new(v1::FindMissingResponse { missing }))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<v1::UploadRequest>>,
+    ) -> Result<Response<v1::UploadResponse>, Status> {
+        let mut requests = request.into_inner();
+        let chunks_max = self.note(|notes| notes.cut_uploads.pop_front()).unwrap_or(usize::MAX);
+        let mut committed_bytes = 0;
+        let mut chunks = 0;
+        while let Some(request) = requests.message().await? {
+            if chunks == chunks_max {
+                return Err(Status::unavailable("cut by the test"));
+            }
+            let blob = request.blob.unwrap();
+            committed_bytes = self.note(|notes| {
+                if chunks == 0 {
+                    notes.upload_offsets.push(request.offset_bytes);
+                }
+                let stored = notes.partial.entry(blob.sha256.clone()).or_default();
+                if stored.len() as u64 != request.offset_bytes {
+                    return Err(Status::aborted(format!("stored {} bytes", stored.len())));
+                }
+                stored.extend_from_slice(&request.chunk);
+                let committed_bytes = stored.len() as u64;
+                if committed_bytes == blob.size_bytes {
+                    let bytes = Bytes::from(stored.clone());
+                    notes.blobs.insert(blob.sha256.clone(), bytes);
+                }
+                Ok(committed_bytes)
+            })?;
+            chunks += 1;
+        }
+        Ok(Response::new(v1::UploadResponse { committed_bytes }))
+    }
+
+    async fn upload_status(
+        &self,
+        request: Request<v1::UploadStatusRequest>,
+    ) -> Result<Response<v1::UploadStatusResponse>, Status> {
+        let blob = request.into_inner().blob.unwrap();
+        let (is_complete, stored) = self.note(|notes| {
+            (notes.blobs.contains_key(&blob.sha256), notes.partial.get(&blob.sha256).map_or(0, Vec::len))
+        });
+        Ok(Response::new(v1::UploadStatusResponse { committed_bytes: stored as u64, is_complete }))
+    }
+
+    async fn download(&self, request: Request<v1::DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+        let request = request.into_inner();
+        let (bytes, chunks_max, is_corrupt) = self.note(|notes| {
+            notes.downloads.push(request.clone());
+            let is_corrupt = notes.corrupt_downloads > 0;
+            notes.corrupt_downloads = notes.corrupt_downloads.saturating_sub(1);
+            let cut = notes.cut_downloads.pop_front().unwrap_or(usize::MAX);
+            (notes.blobs.get(&request.sha256).cloned(), cut, is_corrupt)
+        });
+        let bytes = bytes.ok_or_else(|| Status::not_found("no such blob"))?;
+        let start = usize::try_from(request.offset_bytes).unwrap();
+        let mut responses = Vec::new();
+        for (index, chunk) in bytes.slice(start..).chunks(CHUNK_BYTES).enumerate() {
+            if index == chunks_max {
+                responses.push(Err(Status::unavailable("cut by the test")));
+                break;
+            }
+            let offset_bytes = (start + index * CHUNK_BYTES) as u64;
+            let mut chunk = chunk.to_vec();
+            if is_corrupt {
+                chunk[0] ^= 1;
+            }
+            responses.push(Ok(v1::DownloadResponse { offset_bytes, chunk: chunk.into() }));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(responses))))
+    }
+}

@@ -1,0 +1,179 @@
+//! The real worker process, with a trainer whose arithmetic alone is faked.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::Instant,
+};
+
+use tempfile::TempDir;
+
+use super::coordinator::{Coordinator, DEADLINE};
+
+/// A trainer as a shell script. The file `mode` beside it says how it behaves; `pid` is the last one's process. Its
+/// checkpoint is the training images, its predictions are the test images.
+const TRAINER: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+class='{"libtorch_version":"2.11.0","device_model":"fake","instruction_set":"none","threads":1,"flags":"","trainer_version":"0"}'
+mode=$(cat "$here/mode")
+if [ "$1" = --check ]; then
+    case $mode in
+    check-loader)
+        echo "worker-trainer: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file" >&2
+        exit 127 ;;
+    check-device)
+        echo "error: device \`$3\` cannot be used: libtorch_cuda.so was looked for" >&2
+        exit 1 ;;
+    esac
+    echo "$class"
+    exit 0
+fi
+echo $$ > "$here/pid"
+read -r spec
+field() { printf '%s' "$spec" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+out=$(field out)
+started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/1\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2}"; }
+progress() { echo "{\"event\":\"progress\",\"step\":$1,\"epoch\":1,\"loss\":0.5,\"images_per_second\":100.0,\"validation_accuracy\":0.9}"; }
+case $mode in
+loader)
+    echo "worker-trainer: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file" >&2
+    exit 127 ;;
+silent) echo "no idea what to do" >&2; exit 5 ;;
+crash) started; progress 3; echo "about to crash" >&2; kill -KILL $$ ;;
+garbage) started; echo "epoch 1 done"; sleep 60 ;;
+endless) started; head -c 100000 /dev/zero | tr '\0' x; echo; sleep 60 ;;
+early) progress 1; sleep 60 ;;
+numeric) started; echo '{"event":"failed","kind":"numeric","message":"loss is NaN at step 4"}'; exit 0 ;;
+empty) started; echo '{"event":"finished","validation_accuracy":0.9,"train_seconds":1.0,"train_cpu_seconds":1.0}'; exit 0 ;;
+esac
+started
+progress 5
+if [ "$mode" = wait ]; then
+    tries=0
+    while [ ! -e "$here/go" ] && [ $tries -lt 1500 ]; do sleep 0.02; tries=$((tries + 1)); done
+fi
+cat "$(field train_images)" > "$out/checkpoint.safetensors"
+cat "$(field test_images)" > "$out/predictions.safetensors"
+echo '{"event":"finished","validation_accuracy":0.95,"train_seconds":1.5,"train_cpu_seconds":1.25}'
+"#;
+
+/// A worker process and its folders.
+pub struct Worker {
+    child: Child,
+    folder: TempDir,
+    log: Arc<(Mutex<Vec<String>>, Condvar)>,
+}
+
+/// Folders that a worker is started in.
+pub struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    /// Makes folders with a trainer that behaves as `mode` says.
+    pub fn new(mode: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let trainer = folder.path().join("trainer");
+        fs::write(&trainer, TRAINER).unwrap();
+        fs::set_permissions(&trainer, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("mode"), mode).unwrap();
+        Self { folder }
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    /// Starts a worker of `coordinator` with further arguments.
+    pub fn start(self, coordinator: &Coordinator, arguments: &[&str]) -> Worker {
+        let trainer = self.folder.path().join("trainer");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
+        command.arg("--connect").arg(coordinator.address()).arg("--cache").arg(self.cache());
+        command.arg("--device").arg("cpu").args(arguments);
+        command.env("PLURALITY_TRAINER", trainer).env("RUST_LOG", "debug,h2=info,hyper_util=info,tower=info");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = Arc::<(Mutex<Vec<String>>, Condvar)>::default();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let written = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                println!("{line}");
+                written.0.lock().unwrap().push(line);
+                written.1.notify_all();
+            }
+        });
+        Worker { child, folder: self.folder, log }
+    }
+}
+
+impl Worker {
+    /// Starts a worker of `coordinator` whose trainer behaves as `mode` says.
+    pub fn start(coordinator: &Coordinator, mode: &str, arguments: &[&str]) -> Self {
+        Place::new(mode).start(coordinator, arguments)
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Lets trainers that wait go on.
+    pub fn let_go(&self) {
+        fs::write(self.folder().join("go"), "").unwrap();
+    }
+
+    /// Sends a signal such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Closes the worker's standard input.
+    pub fn close_input(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Waits until the worker has ended and everything it said has been read.
+    pub fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the worker did not end");
+            thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the log has a line with `text`.
+    pub fn says(&self, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        let (lines, changed) = &*self.log;
+        let mut guard = lines.lock().unwrap();
+        while !guard.iter().any(|line| line.contains(text)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "the worker never said {text:?}");
+            guard = changed.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+
+    /// Says whether the last trainer still runs.
+    pub fn is_training(&self) -> bool {
+        let pid = fs::read_to_string(self.folder().join("pid")).unwrap();
+        Path::new("/proc").join(pid.trim()).exists()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let _already_gone = self.child.kill();
+            let _already_reaped = self.child.wait();
+        }
+    }
+}
