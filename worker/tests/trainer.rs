@@ -1,5 +1,6 @@
 //! Promises of the real `worker-trainer`: the same bytes again, an error for each wrong specification, no orphans.
 #![cfg(feature = "torch")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
 use std::{
     fs,

@@ -65,9 +65,9 @@ fn main() -> ExitCode {
     } else if let Some(recipe) = &arguments.bench {
         measure(recipe, &arguments)
     } else {
-        let outcome = caught(|| pipe::receive().and_then(|spec| run(&spec)));
-        pipe::send(outcome.as_ref().unwrap_or_else(|error| error));
-        return if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        let event = last_event(|| pipe::receive().and_then(|spec| run(&spec)));
+        pipe::send(&event);
+        return if matches!(event, TrainerEvent::Finished { .. }) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,15 +129,41 @@ fn device(name: &str) -> Result<Device, TrainError> {
     Err(unusable("the driver shows fewer GPUs"))
 }
 
-/// Runs `work`; a panic, which is how tch reports most of LibTorch's errors, becomes an error with its text. Returns
-/// the last event either way.
-fn caught(
-    work: impl FnOnce() -> Result<TrainerEvent, TrainError> + panic::UnwindSafe,
-) -> Result<TrainerEvent, TrainerEvent> {
+/// Runs `work` and returns the event it ends with; a panic, which is how tch reports most of LibTorch's errors, becomes
+/// a failure with its text.
+fn last_event(work: impl FnOnce() -> Result<TrainerEvent, TrainError> + panic::UnwindSafe) -> TrainerEvent {
     let result = panic::catch_unwind(work).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let message = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text").to_owned();
         Err(TrainError::Panic { message })
     });
-    result.map_err(|error| TrainerEvent::Failed { kind: error.kind(), message: error.chain() })
+    result.unwrap_or_else(|error| TrainerEvent::Failed { kind: error.kind(), message: error.chain() })
+}
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::attempt::FailureKind;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_in_libtorch_becomes_an_internal_failure_with_its_text() {
+        let event = last_event(|| {
+            let _ = tch::Tensor::from_slice(&[1.0_f32, 2.0]).view([3]);
+            unreachable!("two values are not three")
+        });
+        let TrainerEvent::Failed { kind, message } = event else { panic!("did not fail") };
+        assert_eq!(kind, FailureKind::Internal);
+        assert!(message.contains("shape '[3]' is invalid for input of size 2"), "{message}");
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_and_not_the_cpu() {
+        assert!(matches!(device("cpu"), Ok(Device::Cpu)));
+        if !Cuda::is_available() {
+            let error = device("cuda:0").unwrap_err();
+            assert!(error.to_string().contains("libtorch_cuda.so"), "{error}");
+        }
+        assert!(device("tpu").is_err());
+    }
 }
