@@ -31,6 +31,9 @@ use tch::{Cuda, Device};
 
 use error::TrainError;
 
+/// Most characters of a panic that go into a report; all of it is in the log.
+const PANIC_TEXT_MAX: usize = 300;
+
 /// Trains one member: reads a specification from standard input, writes events to standard output.
 #[derive(Parser)]
 #[command(name = "worker-trainer", version)]
@@ -134,8 +137,9 @@ fn device(name: &str) -> Result<Device, TrainError> {
 fn last_event(work: impl FnOnce() -> Result<TrainerEvent, TrainError> + panic::UnwindSafe) -> TrainerEvent {
     let result = panic::catch_unwind(work).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
-        let message = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text").to_owned();
-        Err(TrainError::Panic { message })
+        let message = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        // LibTorch appends its stack after what went wrong.
+        Err(TrainError::Panic { message: message.chars().take(PANIC_TEXT_MAX).collect() })
     });
     result.unwrap_or_else(|error| TrainerEvent::Failed { kind: error.kind(), message: error.chain() })
 }

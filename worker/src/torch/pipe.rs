@@ -9,8 +9,8 @@ use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
 
 use super::error::TrainError;
 
-/// Exit code when the worker is gone: nobody reads it.
-const ORPHANED: i32 = 3;
+/// Exit code when nobody reads the events.
+const UNREAD: i32 = 3;
 /// Longest specification; a recipe of a thousand layers is below 100 KiB.
 const SPECIFICATION_BYTES_MAX: u64 = 1 << 20;
 
@@ -26,7 +26,8 @@ pub fn receive() -> Result<TrainerSpec, TrainError> {
     thread::spawn(|| {
         // An error counts as an end, and whatever else is sent has no meaning.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-        process::exit(ORPHANED)
+        // Not `exit`: it would run LibTorch's destructors under the training, which then fails with a false alarm.
+        process::abort()
     });
     Ok(spec)
 }
@@ -37,6 +38,6 @@ pub fn send(event: &TrainerEvent) {
     line.push('\n');
     let mut out = io::stdout().lock();
     if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
-        process::exit(ORPHANED);
+        process::exit(UNREAD);
     }
 }
