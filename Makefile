@@ -53,7 +53,7 @@ lint: setup $(BUF) ## formatting, clippy, docs, the wire contract, scripts, lice
 	@$(BUF)/bin/buf lint
 	@cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace check licenses bans sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --workspace --log-level error check licenses bans sources; \
 	 else echo "lint: cargo-deny is not installed, licences and bans were not checked (cargo install cargo-deny --locked)"; fi
 
 # A renamed folder, so that an install that was cut off is not taken for a whole one.
