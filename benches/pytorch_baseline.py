@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the same training costs in PyTorch: the counterpart of `worker-trainer --bench default`.
+"""What the same training costs in PyTorch: the counterpart of
+`worker-trainer --bench benches/lecture-network.toml`.
 
 The lecture's network with dropout takes real steps on real images, each moved by a pixel or not, with Nesterov momentum
 and weight decay. One line of JSON says how many images a second of wall and of CPU time were trained on. Run it in each

@@ -17,6 +17,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "benches" / "pytorch_baseline.py"
+RECIPE = ROOT / "benches" / "lecture-network.toml"
+TRAINER = ROOT / "target" / "release" / "worker-trainer"
 RESULT = ROOT / "docs" / "results" / "throughput.md"
 MODES = ("eager", "channels-last", "compile")
 
@@ -34,7 +36,7 @@ def has_pytorch(python):
 
 
 def programs(arguments):
-    trainer = [ROOT / "target" / "release" / "worker-trainer", "--bench", "default", "--data", "data/mnist"]
+    trainer = [TRAINER, "--bench", RECIPE, "--data", ROOT / "data" / "mnist"]
     commands = {"Plurality": trainer}
     if has_pytorch(arguments.python):
         for mode in MODES:
