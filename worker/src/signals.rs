@@ -1,10 +1,11 @@
 //! What asks the worker to leave: SIGTERM, SIGINT, and the end of its parent.
 
-use std::{io, process, thread};
+use std::{io, process, thread, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -12,9 +13,12 @@ use crate::cli;
 
 /// Bytes read from standard input at a time; what they say does not matter.
 const STDIN_BUFFER_BYTES: usize = 64;
+/// A signal so soon after the first is the same wish: `timeout` and some service managers signal the process and then its
+/// group.
+const ECHO: Duration = Duration::from_millis(300);
 
 /// Returns a token that is cancelled by the first SIGTERM or SIGINT, and by the end of standard input if
-/// `exit_with_parent`. A second signal ends the process at once. The watching task lives in `tasks`.
+/// `exit_with_parent`. A second signal, unless it is an echo of the first, ends the process at once. The watching task lives in `tasks`.
 ///
 /// # Errors
 ///
@@ -25,19 +29,26 @@ pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Canc
     let mut interrupt = signal(SignalKind::interrupt())?;
     let asked = leave.clone();
     tasks.spawn(async move {
-        let mut signals_seen = 0;
+        let mut first_at = None;
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            signals_seen += 1;
-            if signals_seen > 1 {
-                tracing::warn!("second signal: leaving at once");
-                process::exit(cli::SECOND_SIGNAL.into());
+            match first_at {
+                None => {
+                    tracing::info!(
+                        "{name}: giving back what is in training and leaving; a second signal leaves at once"
+                    );
+                    first_at = Some(Instant::now());
+                    asked.cancel();
+                }
+                Some(first_at) if Instant::now().duration_since(first_at) < ECHO => {}
+                Some(_) => {
+                    tracing::warn!("second signal: leaving at once");
+                    process::exit(cli::SECOND_SIGNAL.into());
+                }
             }
-            tracing::info!("{name}: giving back what is in training and leaving; a second signal leaves at once");
-            asked.cancel();
         }
     });
     if exit_with_parent {

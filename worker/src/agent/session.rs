@@ -125,10 +125,12 @@ impl Session {
     async fn run(mut self) {
         let mut backoff = Backoff::default();
         let mut notice = Notice::default();
+        let mut was_registered = false;
         loop {
             let reason = match self.register().await {
                 Ok(registered) => {
                     notice.reset();
+                    was_registered = true;
                     let registered_at = Instant::now();
                     match self.keep(registered).await {
                         Stopped::Left => return,
@@ -151,7 +153,7 @@ impl Session {
             };
             self.set_down();
             if notice.is_due(Instant::now()) {
-                self.complain(&reason);
+                self.complain(&reason, was_registered);
             }
             tokio::select! {
                 () = self.farewell.cancelled() => return,
@@ -279,12 +281,13 @@ impl Session {
         });
     }
 
-    fn complain(&self, reason: &str) {
+    fn complain(&self, reason: &str, was_registered: bool) {
         let Self { address, .. } = self;
-        match self.board.borrow().holdings.len() {
-            0 => tracing::warn!("no coordinator at {address} yet ({reason}); trying on"),
-            held => tracing::warn!(
-                "no coordinator at {address} ({reason}); {held} attempts go on, results are kept; trying on"
+        match (self.board.borrow().holdings.len(), was_registered) {
+            (0, false) => tracing::warn!("no coordinator at {address} yet ({reason}); trying on"),
+            (0, true) => tracing::warn!("the coordinator at {address} is gone ({reason}); trying on"),
+            (held, _) => tracing::warn!(
+                "the coordinator at {address} is gone ({reason}); {held} attempts go on, results are kept; trying on"
             ),
         }
     }

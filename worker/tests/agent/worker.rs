@@ -162,6 +162,11 @@ impl Worker {
         }
     }
 
+    /// Says whether the worker has not ended.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Says whether the last trainer still runs.
     pub fn is_training(&self) -> bool {
         let pid = fs::read_to_string(self.folder().join("pid")).unwrap();
