@@ -1,0 +1,328 @@
+//! Blobs, addressed by the SHA-256 of their bytes.
+//!
+//! Finished blobs lie in an object store as `sha256/ab/abcd…`; a blob has that name only after its length and digest
+//! were checked and it was synced. What still arrives lies in the [`staging`] folder and is resumed from there by offset.
+//! What must never be sent to anyone (the correct labels of test images) lies apart under `private/` and is found only by
+//! [`ArtifactStore::get_private`]. What a blob means is decided elsewhere.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
+use plurality_common::{
+    blob::BlobRef,
+    digest::{Digest, Hasher},
+    limits::{BLOB_BYTES_MAX, CHUNK_BYTES},
+};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+mod error;
+pub mod staging;
+
+pub use error::ArtifactError;
+use staging::Staging;
+
+/// Bytes of a staged file moved into the store at once: above the 5 MiB that object stores demand of a part.
+const PART_BYTES: usize = 8 << 20;
+/// Locks for uploads, one for each value of a digest's first byte: uploads of one blob take turns, others rarely meet.
+const UPLOAD_LOCKS: usize = 256;
+
+/// The blobs of one coordinator. A clone is another handle to the same store.
+///
+/// 1. A blob is found under its digest only once its length and digest were checked and it was synced.
+/// 2. At most one task at a time changes the staged part of a blob.
+#[derive(Clone)]
+pub struct ArtifactStore {
+    objects: Arc<dyn ObjectStore>,
+    staging: Arc<Staging>,
+    /// A lock and not a task with a message queue: chunks of different blobs must not wait for one another, and the guard
+    /// travels into the blocking write, so that a caller who goes away cannot let two writers meet.
+    locks: Arc<[Arc<Mutex<()>>]>,
+}
+
+/// How much of a blob the coordinator holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Where the upload goes on; the blob's size when it is complete.
+    pub committed_bytes: u64,
+    /// Whether length and digest were checked and the blob can be read.
+    pub is_complete: bool,
+}
+
+impl ArtifactStore {
+    /// Opens the store in the folder `directory`, made if it is not there, and removes what an earlier process left
+    /// behind half-written. Unfinished uploads are kept, except old ones.
+    ///
+    /// Blocks on file work: call it before serving.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, read or cleaned.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, ArtifactError> {
+        let directory = directory.as_ref();
+        let blobs = directory.join("blobs");
+        let staging = Staging::open(directory.join("staging"))?;
+        staging::make_folder(&blobs)?;
+        staging::remove_temporary_files(&blobs)?;
+        let objects = LocalFileSystem::new_with_prefix(&blobs)
+            .map_err(|source| ArtifactError::Store { action: "open the blob folder", source })?
+            .with_fsync(true);
+        let locks = (0..UPLOAD_LOCKS).map(|_| Arc::new(Mutex::new(()))).collect();
+        Ok(Self { objects: Arc::new(objects), staging: Arc::new(staging), locks })
+    }
+
+    /// Returns the reference of a stored blob, or `None`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn find(&self, digest: Digest) -> Result<Option<BlobRef>, ArtifactError> {
+        match self.objects.head(&object_path(digest)).await {
+            Ok(meta) => Ok(Some(BlobRef { sha256: digest, size_bytes: meta.size })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(ArtifactError::Store { action: "look up a blob", source }),
+        }
+    }
+
+    /// Returns those of `blobs` that are not stored with the length they name, in the order given.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn find_missing(&self, blobs: &[BlobRef]) -> Result<Vec<BlobRef>, ArtifactError> {
+        let mut missing = Vec::new();
+        for blob in blobs {
+            if self.find(blob.sha256).await? != Some(*blob) {
+                missing.push(*blob);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Says how much of `blob` is here. If all bytes are here but unchecked (the last sender went away meanwhile), checks
+    /// them.
+    ///
+    /// # Errors
+    /// When the blob is too large, or the store or the staging folder fails.
+    pub async fn status(&self, blob: BlobRef) -> Result<Status, ArtifactError> {
+        check_size(blob)?;
+        let guard = self.lock(blob.sha256).await;
+        if self.find(blob.sha256).await? == Some(blob) {
+            return Ok(Status { committed_bytes: blob.size_bytes, is_complete: true });
+        }
+        let staging = Arc::clone(&self.staging);
+        let (committed_bytes, guard) =
+            blocking(move || Ok((staging.committed_bytes(blob)?.unwrap_or(0), guard))).await?;
+        if committed_bytes < blob.size_bytes || blob.size_bytes == 0 {
+            return Ok(Status { committed_bytes, is_complete: false });
+        }
+        match self.finish(blob, guard).await {
+            Ok(()) => Ok(Status { committed_bytes: blob.size_bytes, is_complete: true }),
+            Err(ArtifactError::DigestMismatch { .. }) => Ok(Status { committed_bytes: 0, is_complete: false }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds `chunk` to the unfinished upload of `blob`; with the last one the blob is checked, synced and stored. Returns
+    /// the bytes held afterwards, the blob's size when it is complete. For a blob that is already stored, the chunk is
+    /// ignored.
+    ///
+    /// # Errors
+    /// When blob or chunk are too large, the chunk does not begin where the upload stands or ends beyond the blob's end,
+    /// the bytes turn out not to be the blob's (the upload then begins anew), too many uploads are unfinished, or the store
+    /// or the staging folder fails.
+    pub async fn append(&self, blob: BlobRef, offset_bytes: u64, chunk: Bytes) -> Result<u64, ArtifactError> {
+        check_size(blob)?;
+        if chunk.len() > CHUNK_BYTES {
+            return Err(ArtifactError::ChunkTooLarge { found: chunk.len(), limit: CHUNK_BYTES });
+        }
+        let guard = self.lock(blob.sha256).await;
+        if self.find(blob.sha256).await? == Some(blob) {
+            return Ok(blob.size_bytes);
+        }
+        let staging = Arc::clone(&self.staging);
+        let (committed_bytes, guard) =
+            blocking(move || Ok((staging.append(blob, offset_bytes, &chunk)?, guard))).await?;
+        if committed_bytes == blob.size_bytes {
+            self.finish(blob, guard).await?;
+        }
+        Ok(committed_bytes)
+    }
+
+    /// Stores `bytes` and returns their reference.
+    ///
+    /// # Errors
+    /// When there are too many bytes or the store fails.
+    pub async fn put(&self, bytes: impl Into<Bytes>) -> Result<BlobRef, ArtifactError> {
+        let bytes: Bytes = bytes.into();
+        let blob = describe(&bytes).await?;
+        check_size(blob)?;
+        if self.find(blob.sha256).await? != Some(blob) {
+            self.write(object_path(blob.sha256), bytes).await?;
+        }
+        Ok(blob)
+    }
+
+    /// Stores `bytes` where only [`Self::get_private`] finds them.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn put_private(&self, bytes: impl Into<Bytes>) -> Result<BlobRef, ArtifactError> {
+        let bytes: Bytes = bytes.into();
+        let blob = describe(&bytes).await?;
+        check_size(blob)?;
+        self.write(private_path(blob.sha256), bytes).await?;
+        Ok(blob)
+    }
+
+    /// Reads a whole blob and checks its digest.
+    ///
+    /// # Errors
+    /// When it is not stored, was damaged since, or the store fails.
+    pub async fn get(&self, digest: Digest) -> Result<Bytes, ArtifactError> {
+        self.read(object_path(digest), digest).await
+    }
+
+    /// Reads a whole blob that was stored with [`Self::put_private`] and checks its digest.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn get_private(&self, digest: Digest) -> Result<Bytes, ArtifactError> {
+        self.read(private_path(digest), digest).await
+    }
+
+    /// Reads at most `length` bytes (and at most [`CHUNK_BYTES`]) of a blob from `offset_bytes`; empty at its end. Does not
+    /// check the digest: the reader does, once it has all.
+    ///
+    /// # Errors
+    /// When the blob is not stored, is shorter than the offset, or the store fails.
+    pub async fn read_chunk(&self, digest: Digest, offset_bytes: u64, length: usize) -> Result<Bytes, ArtifactError> {
+        let Some(BlobRef { size_bytes, .. }) = self.find(digest).await? else {
+            return Err(ArtifactError::NotFound { digest });
+        };
+        if offset_bytes > size_bytes {
+            return Err(ArtifactError::OutOfRange { digest, size_bytes, offset_bytes });
+        }
+        let end_bytes = size_bytes.min(offset_bytes + length.min(CHUNK_BYTES) as u64);
+        if end_bytes == offset_bytes {
+            return Ok(Bytes::new());
+        }
+        self.objects
+            .get_range(&object_path(digest), offset_bytes..end_bytes)
+            .await
+            .map_err(|source| ArtifactError::Store { action: "read a part of a blob", source })
+    }
+
+    async fn write(&self, path: ObjectPath, bytes: Bytes) -> Result<(), ArtifactError> {
+        let written = self.objects.put(&path, bytes.into()).await;
+        written.map(drop).map_err(|source| ArtifactError::Store { action: "store a blob", source })
+    }
+
+    async fn read(&self, path: ObjectPath, digest: Digest) -> Result<Bytes, ArtifactError> {
+        let read_error = |source| match source {
+            object_store::Error::NotFound { .. } => ArtifactError::NotFound { digest },
+            source => ArtifactError::Store { action: "read a blob", source },
+        };
+        let result = self.objects.get(&path).await.map_err(read_error)?;
+        let bytes = result.bytes().await.map_err(read_error)?;
+        let found = describe(&bytes).await?.sha256;
+        if found != digest {
+            return Err(ArtifactError::Damaged { digest, found });
+        }
+        Ok(bytes)
+    }
+
+    async fn lock(&self, digest: Digest) -> OwnedMutexGuard<()> {
+        let stripe =
+            usize::from_str_radix(&digest.to_string()[..2], 16).expect("a digest prints as hexadecimal digits");
+        Arc::clone(&self.locks[stripe]).lock_owned().await
+    }
+
+    /// Checks the staged bytes of `blob` while moving them into the store. If they are not the blob's they are removed.
+    async fn finish(&self, blob: BlobRef, guard: OwnedMutexGuard<()>) -> Result<(), ArtifactError> {
+        let store_error = |source| ArtifactError::Store { action: "store an uploaded blob", source };
+        let mut upload = self.objects.put_multipart(&object_path(blob.sha256)).await.map_err(store_error)?;
+        let found = match self.copy_staged(blob, upload.as_mut()).await {
+            Ok(found) => found,
+            Err(error) => {
+                // The first error says more than one from cleaning up; what stays is swept at the next start.
+                let _ = upload.abort().await;
+                return Err(error);
+            }
+        };
+        let result = if found == blob {
+            upload.complete().await.map(drop).map_err(store_error)
+        } else {
+            let _ = upload.abort().await;
+            Err(ArtifactError::DigestMismatch { expected: blob.sha256, found: found.sha256 })
+        };
+        if matches!(result, Err(ArtifactError::Store { .. })) {
+            return result;
+        }
+        let staging = Arc::clone(&self.staging);
+        blocking(move || {
+            let _held_until_removed = guard;
+            staging.discard(blob)
+        })
+        .await?;
+        result
+    }
+
+    /// Copies the staged bytes of `blob` into `upload` and returns what they are.
+    async fn copy_staged(&self, blob: BlobRef, upload: &mut dyn MultipartUpload) -> Result<BlobRef, ArtifactError> {
+        let mut hasher = Hasher::default();
+        let mut size_bytes = 0;
+        loop {
+            let staging = Arc::clone(&self.staging);
+            let part: Bytes;
+            (part, hasher) = blocking(move || {
+                let mut part = BytesMut::zeroed(PART_BYTES);
+                let length = staging.read(blob, size_bytes, &mut part)?;
+                part.truncate(length);
+                hasher.update(&part);
+                Ok((part.freeze(), hasher))
+            })
+            .await?;
+            if part.is_empty() {
+                return Ok(BlobRef { sha256: hasher.finish(), size_bytes });
+            }
+            size_bytes += part.len() as u64;
+            upload
+                .put_part(part.into())
+                .await
+                .map_err(|source| ArtifactError::Store { action: "store a part of an uploaded blob", source })?;
+        }
+    }
+}
+
+fn object_path(digest: Digest) -> ObjectPath {
+    let digits = digest.to_string();
+    ObjectPath::from(format!("sha256/{}/{digits}", &digits[..2]))
+}
+
+fn private_path(digest: Digest) -> ObjectPath {
+    ObjectPath::from(format!("private/{digest}"))
+}
+
+async fn describe(bytes: &Bytes) -> Result<BlobRef, ArtifactError> {
+    let bytes = bytes.clone();
+    blocking(move || Ok(BlobRef::of(&bytes))).await
+}
+
+fn check_size(blob: BlobRef) -> Result<(), ArtifactError> {
+    if blob.size_bytes > BLOB_BYTES_MAX {
+        return Err(ArtifactError::BlobTooLarge { blob, limit: BLOB_BYTES_MAX });
+    }
+    Ok(())
+}
+
+/// Runs file work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
+) -> Result<T, ArtifactError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(ArtifactError::Stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests;
