@@ -1,3 +1,5 @@
+//! The blob store on real folders, with every error it can give.
+
 use std::fs;
 
 use tempfile::TempDir;

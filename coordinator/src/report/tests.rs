@@ -1,3 +1,5 @@
+//! The report of a small hand-made run, in every form.
+
 use plurality_common::{digest::Digest, recipe::builtin};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What verification accepts and refuses.
+
 use plurality_common::{
     recipe::{Layer, builtin},
     weights::Tensor,

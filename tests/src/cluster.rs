@@ -1,0 +1,260 @@
+//! Real coordinator and worker processes, started on loopback, watched through the public protocol, killed for real.
+//!
+//! Every wait has a condition and a deadline that is generous, since the machine may be loaded; nothing waits for time to
+//! pass alone.
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use plurality_proto::v1::{
+    self, GetRequest, MemberStatus, RunStatus, SubmitRequest, WorkersRequest, run_service_client::RunServiceClient,
+};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// How long any condition may take to come true on a machine that does other things too.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Between two looks at a condition.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Returns the path of a program built beside this test.
+///
+/// # Panics
+///
+/// Panics when it was not built: the tests are run with `make test`, which builds everything.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has an executable");
+    let folder = test.ancestors().find(|folder| folder.join(name).is_file());
+    let path = folder.map(|folder| folder.join(name));
+    path.unwrap_or_else(|| panic!("{name} lies nowhere above {}: run `make build` first", test.display()))
+}
+
+/// Looks until `look` returns something, at most for [`PATIENCE`].
+///
+/// # Panics
+///
+/// Panics at the deadline, saying `what` did not come true.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// One process of the cluster; killed when dropped.
+pub struct Process {
+    child: Child,
+    /// Everything it printed, both streams.
+    pub log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` with `arguments`, its output in `log`.
+    pub fn start(program: &str, arguments: &[&str], log: &Path) -> Self {
+        let output = File::create(log).expect("the test's folder is writable");
+        let child = Command::new(binary(program))
+            .args(arguments)
+            .env("RUST_LOG", "info")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a file handle can be doubled"))
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| panic!("failed to start {program}: {error}"));
+        Self { child, log: log.to_owned() }
+    }
+
+    /// Returns its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns everything it printed so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Ends it at once with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our own child can be killed");
+        self.child.wait().expect("our own child can be waited for");
+    }
+
+    /// Sends `signal` (such as `TERM`, `STOP`, `CONT`).
+    pub fn signal(&self, signal: &str) {
+        send_signal(self.id(), signal);
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "process did not end within {PATIENCE:?}:\n{}", self.output());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.output());
+        }
+    }
+}
+
+/// Sends `signal` to process `id`.
+///
+/// # Panics
+///
+/// Panics when there is no such process.
+pub fn send_signal(id: u32, signal: &str) {
+    let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status().expect("kill exists");
+    assert!(status.success(), "kill -{signal} {id} failed");
+}
+
+/// Returns the ids of the processes whose parent is `parent`.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| parent_of(*id) == Some(parent)).collect()
+}
+
+/// Says whether process `id` runs (a zombie does not).
+pub fn is_running(id: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+fn parent_of(id: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // "pid (name) state parent …", where the name may hold spaces.
+    status.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// A coordinator that takes runs, and its workers, in a folder of their own.
+pub struct Cluster {
+    /// Everything of this cluster; removed at the end.
+    pub folder: TempDir,
+    /// Where the coordinator listens.
+    pub address: SocketAddr,
+    /// The coordinator.
+    pub coordinator: Process,
+    starts: usize,
+}
+
+impl Cluster {
+    /// Starts `coordinator serve` on a free port.
+    pub async fn start() -> Self {
+        let folder = TempDir::new().expect("the temporary folder is writable");
+        let (coordinator, address) = serve(folder.path(), "127.0.0.1:0", 0).await;
+        Self { folder, address, coordinator, starts: 1 }
+    }
+
+    /// Starts the coordinator again, on the same port and the same state.
+    pub async fn restart_coordinator(&mut self) {
+        let listen = self.address.to_string();
+        (self.coordinator, self.address) = serve(self.folder.path(), &listen, self.starts).await;
+        self.starts += 1;
+    }
+
+    /// Starts a worker with one slot.
+    pub fn worker(&self, name: &str) -> Process {
+        let cache = self.folder.path().join(format!("cache-{name}"));
+        let log = self.folder.path().join(format!("worker-{name}.log"));
+        let arguments = ["--connect", &self.address.to_string(), "--slots", "1", "--name", name, "--cache"];
+        let cache = cache.to_string_lossy();
+        Process::start("worker", &[&arguments[..], &[&cache]].concat(), &log)
+    }
+
+    /// Returns a client of the run service.
+    pub async fn runs(&self) -> RunServiceClient<Channel> {
+        let uri = format!("http://{}", self.address);
+        wait_for("the coordinator answers", || async { RunServiceClient::connect(uri.clone()).await.ok() }).await
+    }
+
+    /// Submits a run of `members` members and returns its id.
+    pub async fn submit(&self, recipe_json: &str, members: u32, seed: u64) -> String {
+        let request = SubmitRequest {
+            recipe_json: recipe_json.to_owned(),
+            seed: Some(seed),
+            ensemble_size: members,
+            continue_unfinished: false,
+        };
+        let response = self.runs().await.submit(request).await.expect("the request is valid");
+        response.into_inner().run_id
+    }
+
+    /// Returns a run as it stands; `None` while the coordinator does not answer.
+    pub async fn run(&self, run: &str) -> Option<v1::Run> {
+        let uri = format!("http://{}", self.address);
+        let mut client = RunServiceClient::connect(uri).await.ok()?;
+        client.get(GetRequest { run: run.to_owned() }).await.ok()?.into_inner().run
+    }
+
+    /// Waits until `condition` holds for a run.
+    pub async fn run_until(&self, what: &str, run: &str, condition: impl Fn(&v1::Run) -> bool) -> v1::Run {
+        wait_for(what, || async { self.run(run).await.filter(|run| condition(run)) }).await
+    }
+
+    /// Waits until a run is completed.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it fails or is cancelled instead.
+    pub async fn completed(&self, run: &str) -> v1::Run {
+        let run = self.run_until("the run ends", run, |run| run.status() != RunStatus::Running).await;
+        assert_eq!(run.status(), RunStatus::Completed, "{}", run.message);
+        run
+    }
+
+    /// Returns the workers as the coordinator sees them.
+    pub async fn workers(&self) -> Vec<v1::Worker> {
+        self.runs().await.workers(WorkersRequest {}).await.expect("the coordinator answers").into_inner().workers
+    }
+}
+
+async fn serve(folder: &Path, listen: &str, start: usize) -> (Process, SocketAddr) {
+    let state = folder.join("state");
+    let arguments = ["serve", "--listen", listen, "--state", &state.to_string_lossy()];
+    let process = Process::start("coordinator", &arguments, &folder.join(format!("coordinator-{start}.log")));
+    let address = wait_for("the coordinator says where it listens", || async { address_in(&process.output()) }).await;
+    (process, address)
+}
+
+/// Finds the first loopback address with a port in what a coordinator printed.
+pub fn address_in(output: &str) -> Option<SocketAddr> {
+    output.match_indices("127.0.0.1:").find_map(|(at, _)| {
+        let text = &output[at..];
+        let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
+        text[..end?].parse().ok().filter(|address: &SocketAddr| address.port() != 0)
+    })
+}
+
+/// Counts the members of `run` in `status`.
+pub fn count(run: &v1::Run, status: MemberStatus) -> usize {
+    run.members.iter().filter(|member| member.status() == status).count()
+}
+
+/// Says whether a member of `run` has taken at least `steps` steps and is still training.
+pub fn is_training(run: &v1::Run, steps: u64) -> bool {
+    run.members.iter().any(|member| {
+        member.status() == MemberStatus::Active && member.progress.as_ref().is_some_and(|progress| progress.step >= steps)
+    })
+}

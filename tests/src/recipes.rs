@@ -1,0 +1,72 @@
+//! Small recipes for the tests of the whole.
+
+use plurality_common::recipe::{Recipe, parse::recipe_from_toml};
+
+/// Returns a small fully connected network that takes `epochs` passes over 2,000 images; a pass takes some hundredths of
+/// a second.
+pub fn small(epochs: u32) -> Recipe {
+    parsed(&small_toml(epochs))
+}
+
+/// Returns [`small`] as people write it.
+pub fn small_toml(epochs: u32) -> String {
+    toml(
+        epochs,
+        r#"
+    { kind = "linear", outputs = 32 }, { kind = "relu" },
+    { kind = "linear", outputs = 10 },"#,
+    )
+}
+
+/// Returns a network with every kind of layer there is, trained for a moment.
+pub fn every_layer() -> Recipe {
+    parsed(&toml(
+        2,
+        r#"
+        { kind = "conv", filters = 6, kernel = 5, padding = 2 }, { kind = "batch-norm" }, { kind = "relu" },
+        { kind = "max-pool", size = 2 },
+        { kind = "conv", filters = 8, kernel = 3, stride = 2 }, { kind = "tanh" },
+        { kind = "max-pool", size = 3 },
+        { kind = "dropout", rate = 0.25 },
+        { kind = "linear", outputs = 24 }, { kind = "batch-norm" }, { kind = "sigmoid" },
+        { kind = "dropout", rate = 0.5 },
+        { kind = "linear", outputs = 10 },"#,
+    ))
+}
+
+fn parsed(toml: &str) -> Recipe {
+    recipe_from_toml("small.toml", toml).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A recipe with `layers`, a TOML array's inside.
+fn toml(epochs: u32, layers: &str) -> String {
+    format!(
+        r#"
+format = "plurality-recipe/1"
+name = "small"
+summary = "A small network for tests."
+initialisation = "he"
+
+[data]
+train = 2000
+validation = 500
+augmentation = "one-pixel-shift-drawn"
+
+[network]
+layers = [{layers}
+]
+
+[optimiser]
+kind = "sgd"
+momentum = 0.9
+
+[schedule]
+kind = "constant"
+rate = 0.01
+
+[training]
+epochs = {epochs}
+batch = 20
+"#
+    )
+}

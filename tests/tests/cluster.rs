@@ -1,0 +1,220 @@
+//! Runs across real processes, with kills that are real.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use plurality_common::{
+    digest::Digest,
+    predictions::Predictions,
+    recipe::{Recipe, builtin},
+    score,
+};
+use plurality_proto::v1::{MemberStatus, ReportRequest};
+use plurality_tests::{
+    cluster::{Cluster, Process, children_of, count, is_running, is_training, send_signal, wait_for},
+    recipes,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Passes of a member that outlast the moments in which a test strikes, by a wide margin on a fast machine too.
+const LONG: u32 = 250;
+
+fn json(recipe: &Recipe) -> String {
+    recipe.to_canonical_json()
+}
+
+/// The digests of a run's checkpoints, by member.
+async fn checkpoints(cluster: &Cluster, run: &str) -> Vec<String> {
+    let request = ReportRequest { run: run.to_owned() };
+    let report = cluster.runs().await.report(request).await.unwrap().into_inner();
+    report.members.into_iter().map(|blob| blob.sha256).collect()
+}
+
+/// Runs the one-run form with two local workers in `folder`.
+async fn one_run(folder: &Path, arguments: &[&str]) -> Process {
+    let (state, out) = (folder.join("state"), folder.join("out"));
+    let (state, out) = (state.to_string_lossy(), out.to_string_lossy());
+    let base = ["--listen", "127.0.0.1:0", "--local-workers", "2", "--state", &state, "--out", &out];
+    let arguments = [&base[..], arguments].concat();
+    Process::start("coordinator", &arguments, &folder.join("one-run.log"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_command_trains_verifies_votes_and_reports() {
+    let folder = TempDir::new().unwrap();
+    let arguments = ["--ensemble", "3", "--recipe", "smoke", "--seed", "7", "--min-accuracy", "97"];
+    let mut coordinator = one_run(folder.path(), &arguments).await;
+    let status = coordinator.ended().await;
+    assert!(status.success(), "{}", coordinator.output());
+
+    let out = folder.path().join("out");
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["run"]["seed"], 7);
+    let members = report["members"].as_array().unwrap();
+    assert_eq!(members.len(), 3);
+    for (index, member) in members.iter().enumerate() {
+        let checkpoint = fs::read(out.join(format!("members/{index}.safetensors"))).unwrap();
+        assert_eq!(member["checkpoint_sha256"], Digest::of(&checkpoint).to_string());
+        assert!(member["test_accuracy"].as_f64().unwrap() >= 0.95, "{member}");
+    }
+    assert_votes_follow_from_predictions(&out, &report);
+    let figure = fs::read(out.join("misclassified.png")).unwrap();
+    assert!(figure.starts_with(b"\x89PNG"));
+    let markdown = fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(markdown.contains("smoke"), "{markdown}");
+}
+
+/// Counts the vote again from `predictions.safetensors` and holds the report to it.
+fn assert_votes_follow_from_predictions(out: &Path, report: &Value) {
+    let bytes = fs::read(out.join("predictions.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors.tensor("probabilities").unwrap();
+    let [members, images, classes] = view.shape() else { panic!("shape {:?}", view.shape()) };
+    let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let predictions: Vec<_> = values
+        .chunks_exact(images * classes)
+        .map(|member| Predictions::new(*images, *classes, member.to_vec()).unwrap())
+        .collect();
+    assert_eq!(predictions.len(), *members);
+    let labels = plurality_tests::workspace::test_labels();
+    let voters: Vec<&Predictions> = predictions.iter().collect();
+    let score = score::ensemble(&voters, &labels);
+    assert_eq!(report["ensemble"]["majority_vote"]["correct"], score.majority_vote.correct);
+    assert_eq!(report["ensemble"]["majority_vote"]["ties"], score.majority_vote.ties);
+    let wrong = score.majority_vote.total - score.majority_vote.correct;
+    assert_eq!(report["misclassified"].as_array().unwrap().len(), wrong as usize);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_recipe_seed_and_class_give_the_same_bytes() {
+    let cluster = Cluster::start().await;
+    let _workers = [cluster.worker("a"), cluster.worker("b")];
+    let smoke = json(&builtin::by_name("smoke").unwrap());
+    let first = cluster.submit(&smoke, 2, 11).await;
+    let second = cluster.submit(&smoke, 2, 11).await;
+    let other = cluster.submit(&smoke, 2, 12).await;
+    for run in [&first, &second, &other] {
+        cluster.completed(run).await;
+    }
+    let (first, second, other) =
+        (checkpoints(&cluster, &first).await, checkpoints(&cluster, &second).await, checkpoints(&cluster, &other).await);
+    assert_eq!(first, second);
+    let distinct: BTreeSet<_> = first.iter().chain(&other).collect();
+    assert_eq!(distinct.len(), 4, "members and seeds must differ: {distinct:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_costs_its_attempt_only() {
+    let cluster = Cluster::start().await;
+    let mut doomed = cluster.worker("doomed");
+    let run = cluster.submit(&json(&recipes::small(LONG)), 2, 1).await;
+    cluster.run_until("the doomed worker trains", &run, |run| is_training(run, 1)).await;
+    let trainers = children_of(doomed.id());
+    assert!(!trainers.is_empty(), "training runs in a child process");
+    doomed.kill();
+    wait_for("the trainers of the killed worker are gone", || async {
+        trainers.iter().all(|id| !is_running(*id)).then_some(())
+    })
+    .await;
+    let _survivor = cluster.worker("survivor");
+    let run = cluster.completed(&run).await;
+    assert!(run.members.iter().all(|member| member.worker_name == "survivor"), "{run:?}");
+    assert_eq!(run.members.iter().map(|member| member.attempts).sum::<u32>(), 3, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_trainer_costs_its_attempt_only() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.worker("a");
+    let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
+    cluster.run_until("a member trains", &run, |run| is_training(run, 1)).await;
+    for trainer in children_of(worker.id()) {
+        send_signal(trainer, "KILL");
+    }
+    let run = cluster.completed(&run).await;
+    assert!(is_running(worker.id()), "the worker must outlive its trainer");
+    assert_eq!(run.members[0].attempts, 2, "{run:?}");
+    assert_eq!(run.members[0].failures.len(), 1, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_coordinator_goes_on_where_it_was() {
+    let mut cluster = Cluster::start().await;
+    let _worker = cluster.worker("a");
+    let run = cluster.submit(&json(&recipes::small(LONG)), 3, 1).await;
+    let before = cluster
+        .run_until("one member is committed and the next trains", &run, |run| {
+            count(run, MemberStatus::Committed) == 1 && is_training(run, 1)
+        })
+        .await;
+    cluster.coordinator.kill();
+    cluster.restart_coordinator().await;
+    let after = cluster.completed(&run).await;
+    let committed = before.members.iter().position(|member| member.status() == MemberStatus::Committed).unwrap();
+    assert_eq!(after.members[committed], before.members[committed], "a committed member must stay as it was");
+    assert!(after.members.iter().all(|member| member.attempts == 1), "the worker held its attempt: {after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_run_is_continued_by_the_same_command() {
+    let folder = TempDir::new().unwrap();
+    let recipe = folder.path().join("small.toml");
+    fs::write(&recipe, recipes::small_toml(LONG)).unwrap();
+    let recipe = recipe.to_string_lossy();
+    let arguments = ["--ensemble", "3", "--recipe", &recipe];
+    let mut first = one_run(folder.path(), &arguments).await;
+    wait_for("a member is committed", || async { first.output().contains("committed").then_some(()) }).await;
+    let workers = children_of(first.id());
+    first.kill();
+    wait_for("no local worker outlives its coordinator", || async {
+        workers.iter().all(|id| !is_running(*id)).then_some(())
+    })
+    .await;
+    let mut second = one_run(folder.path(), &arguments).await;
+    let status = second.ended().await;
+    assert!(status.success(), "{}", second.output());
+    assert!(second.output().contains("continu"), "{}", second.output());
+    let report: Value = serde_json::from_slice(&fs::read(folder.path().join("out/report.json")).unwrap()).unwrap();
+    assert_eq!(report["members"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_on_one_member_commit_it_once() {
+    let cluster = Cluster::start().await;
+    let paused = cluster.worker("paused");
+    let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
+    cluster.run_until("the first worker trains", &run, |run| is_training(run, 1)).await;
+    // Stopped for longer than its lease, the first worker loses the member to the second, then comes back.
+    let trainers = children_of(paused.id());
+    paused.signal("STOP");
+    trainers.iter().for_each(|id| send_signal(*id, "STOP"));
+    let _second = cluster.worker("second");
+    cluster.run_until("the second worker trains the same member", &run, |run| run.members[0].attempts == 2).await;
+    paused.signal("CONT");
+    trainers.iter().for_each(|id| send_signal(*id, "CONT"));
+    let run = cluster.completed(&run).await;
+    assert_eq!(count(&run, MemberStatus::Committed), 1);
+    let id = run.run_id.clone();
+    wait_for("both workers are idle again", || async {
+        let workers = cluster.workers().await;
+        (workers.len() == 2 && workers.iter().all(|worker| worker.attempts.is_empty())).then_some(())
+    })
+    .await;
+    let again = cluster.run(&id).await.unwrap();
+    assert_eq!(again.members, run.members, "the late worker must not change the committed member");
+    assert_eq!(cluster.workers().await.iter().map(|worker| worker.members_committed).sum::<u32>(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_stop_gives_its_attempt_back_uncharged() {
+    let cluster = Cluster::start().await;
+    let mut leaving = cluster.worker("leaving");
+    let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
+    cluster.run_until("the member trains", &run, |run| is_training(run, 1)).await;
+    leaving.signal("TERM");
+    assert!(leaving.ended().await.success(), "{}", leaving.output());
+    cluster.run_until("the member waits again", &run, |run| count(run, MemberStatus::Queued) == 1).await;
+    let _other = cluster.worker("other");
+    let run = cluster.completed(&run).await;
+    assert_eq!(run.members[0].worker_name, "other");
+}
