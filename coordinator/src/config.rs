@@ -344,3 +344,140 @@ fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
     };
     numeric.parse().map_err(|_| ConfigError::Listen { found: text.to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    /// Reads `text` as a configuration file.
+    fn read(text: &str) -> Result<FileConfig, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        FileConfig::read(&CommonArgs { config: Some(path), log_format: None })
+    }
+
+    #[test]
+    fn the_help_names_the_defaults_that_are_used() {
+        let help = Cli::command().render_long_help().to_string();
+        let submit = Cli::command().find_subcommand_mut("submit").unwrap().render_long_help().to_string();
+        let config = FileConfig::default();
+        let request = config.request(&RequestArgs::default());
+        let server = config.server(&ServerArgs::default()).unwrap();
+        let client = config.client(&ClientArgs::default());
+        for (flag, default) in [
+            ("--ensemble", request.ensemble.to_string()),
+            ("--recipe", request.recipe),
+            ("--listen", server.listen.to_string()),
+            ("--state", server.state.display().to_string()),
+            ("--out", format!("{OUT_DEFAULT}/<run id>")),
+        ] {
+            let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
+            let about = about.split(" --").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(about.contains(&format!("[default: {default}]")), "{flag}: {about}");
+        }
+        assert!(submit.contains(&format!("[default: {}]", client.server)), "{submit}");
+        assert_eq!((request.seed, server.local_workers, server.has_reflection), (None, LocalWorkers::None, false));
+        assert_eq!(client.output, OutputFormat::Table);
+    }
+
+    #[test]
+    fn every_flag_can_be_set_in_the_file() {
+        let config = read(
+            r#"
+            log-format = "json"
+            ensemble = 3
+            recipe = "smoke"
+            seed = 9
+            out = "o"
+            min-accuracy = 99
+            listen = "127.0.0.1:7"
+            insecure = false
+            local-workers = "auto"
+            data = "d"
+            state = "s"
+            reflection = true
+            server = "h:1"
+            output = "json"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.log_format(&CommonArgs::default()), LogFormat::Json);
+        let run = config.run(&RunArgs::default());
+        let request = RequestSettings { ensemble: 3, recipe: "smoke".to_owned(), seed: Some(9) };
+        assert_eq!(run, RunSettings { request, out: Some("o".into()), min_accuracy: Some(Percent(99.0)) });
+        let server = ServerSettings {
+            listen: "127.0.0.1:7".parse().unwrap(),
+            local_workers: LocalWorkers::Auto,
+            data: Some("d".into()),
+            state: "s".into(),
+            has_reflection: true,
+        };
+        assert_eq!(config.server(&ServerArgs::default()).unwrap(), server);
+        let client = ClientSettings { server: "h:1".to_owned(), output: OutputFormat::Json };
+        assert_eq!(config.client(&ClientArgs::default()), client);
+    }
+
+    #[test]
+    fn wrong_values_in_the_file_are_refused() {
+        for text in [
+            "ensemble = 0",
+            "ensemble = 1001",
+            "ensemble = \"five\"",
+            "local-workers = \"some\"",
+            "local-workers = 1025",
+            "local-workers = -1",
+            "min-accuracy = 0.99",
+            "min-accuracy = 100.5",
+            "output = \"yaml\"",
+            "members = 5",
+            "= 5",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        let long = read(&"#".repeat(CONFIG_BYTES_MAX as usize + 1)).unwrap_err();
+        assert!(matches!(long, ConfigError::TooLarge { .. }), "{long}");
+    }
+
+    #[test]
+    fn local_workers_are_counted() {
+        assert_eq!("0".parse(), Ok(LocalWorkers::None));
+        assert_eq!(LocalWorkers::None.slots(), None);
+        assert_eq!("3".parse::<LocalWorkers>().unwrap().slots(), NonZeroU32::new(3));
+        assert!(LocalWorkers::Auto.slots() >= Some(NonZeroU32::MIN));
+        assert!("-1".parse::<LocalWorkers>().is_err() && "1025".parse::<LocalWorkers>().is_err());
+        assert!(matches!(read("local-workers = 2").unwrap().local_workers, Some(LocalWorkers::Slots(_))));
+    }
+
+    #[test]
+    fn a_percentage_is_reached_exactly_or_not_at_all() {
+        let wanted: Percent = "99.5".parse().unwrap();
+        assert!(wanted.is_reached_by(9950, 10_000));
+        assert!(!wanted.is_reached_by(9949, 10_000));
+        assert!(Percent(100.0).is_reached_by(7, 7));
+        for text in ["0.995", "1", "100.01", "NaN", "inf", "-5", "much"] {
+            assert!(text.parse::<Percent>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_is_listened_on_without_consent() {
+        let server = |listen: &str, insecure| {
+            let args = ServerArgs { listen: Some(listen.to_owned()), insecure, ..ServerArgs::default() };
+            FileConfig::default().server(&args)
+        };
+        for loopback in ["127.0.0.1:1", "127.9.9.9:0", "[::1]:50051", "localhost:5"] {
+            assert!(server(loopback, None).is_ok(), "{loopback}");
+        }
+        for open in ["0.0.0.0:1", "192.0.2.1:1", "[::]:1"] {
+            assert!(matches!(server(open, None), Err(ConfigError::NotLoopback { .. })), "{open}");
+            assert!(server(open, Some(true)).is_ok(), "{open}");
+        }
+        for wrong in ["", "50051", "localhost", "example.org:1", "127.0.0.1:65536"] {
+            assert!(matches!(server(wrong, None), Err(ConfigError::Listen { .. })), "{wrong}");
+        }
+    }
+}

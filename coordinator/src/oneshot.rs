@@ -79,6 +79,9 @@ async fn train(
         continues_unfinished: true,
     };
     let submitted = client.submit(request).await?;
+    let out = settings.out.clone().unwrap_or_else(|| default_out(&submitted.run_id));
+    // Before the training, which would be lost to whoever mistyped the folder.
+    tokio::fs::create_dir_all(&out).await.map_err(|source| CliError::Out { path: out.clone(), source })?;
     progress.say(&announcement(&mut client, &submitted, recipe).await?);
     if let Some(address) = waits_for {
         progress.say(&invitation(address));
@@ -86,7 +89,6 @@ async fn train(
     let run = follow(&mut client, &submitted.run_id, progress).await?;
     let answer = client.report(&run.run_id).await?;
     let report = report_of(&answer)?;
-    let out = settings.out.clone().unwrap_or_else(|| default_out(&run.run_id));
     write_results(&mut client, &answer, &out).await?;
     print(report::terminal_table(&report).trim_end())?;
     print(&format!("results are in {}", out.display()))?;

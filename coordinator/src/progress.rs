@@ -17,7 +17,7 @@ const EPOCH_LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the elapsed time is drawn anew when nothing else changes.
 const TICK: Duration = Duration::from_secs(1);
 /// Width of a member's bar in characters.
-const BAR_WIDTH: usize = 24;
+const BAR_WIDTH: usize = 14;
 
 /// Shows a run.
 pub struct Progress {
@@ -227,13 +227,13 @@ impl Bars {
 }
 
 fn member_style() -> ProgressStyle {
-    ProgressStyle::with_template(&format!("{{prefix}} [{{bar:{BAR_WIDTH}}}] {{percent:>3}} %  {{wide_msg}}"))
+    ProgressStyle::with_template(&format!("{{prefix}} [{{bar:{BAR_WIDTH}}}] {{wide_msg}}"))
         .expect("the template is constant")
         .progress_chars("=> ")
 }
 
 fn draw_member(bar: &ProgressBar, member: &Member) {
-    bar.set_prefix(format!("member {:>3}", member.index));
+    bar.set_prefix(format!("member {}", member.index));
     if let Some(progress) = &member.progress
         && progress.steps_total > 0
     {
@@ -242,9 +242,22 @@ fn draw_member(bar: &ProgressBar, member: &Member) {
     }
     bar.set_message(match member.status {
         MemberStatus::Verifying => "checking its checkpoint".to_owned(),
-        _ if member.is_training() => format!("{}, {}", details(member), member.worker_name),
+        _ if member.is_training() => short_details(member),
         _ => format!("on {}", member.worker_name),
     });
+}
+
+/// Returns how far a member in training is, in so few words that they stand beside a bar on 80 columns.
+fn short_details(member: &Member) -> String {
+    let Some(progress) = &member.progress else { return String::new() };
+    let mut text = format!("{}/{} epochs", progress.epoch, progress.epochs_total);
+    if let Some(loss) = progress.loss {
+        text += &format!(", loss {loss:.4}");
+    }
+    if let Some(accuracy) = progress.validation_accuracy {
+        text += &format!(", val {:.2} %", accuracy * 100.0);
+    }
+    text + &format!(", {:.0}/s, {}", progress.images_per_second, member.worker_name)
 }
 
 /// Returns one line about the whole run.
@@ -253,7 +266,8 @@ fn summary(run: &Run) -> String {
     let mut text = format!("{} of {} members committed", count(MemberStatus::Committed), run.members.len());
     let queued = count(MemberStatus::Queued);
     if queued > 0 {
-        text += &format!(", {queued} waiting");
+        let is_nobody_at_work = count(MemberStatus::Active) + count(MemberStatus::Verifying) == 0;
+        text += &format!(", {queued} waiting{}", if is_nobody_at_work { " for a worker" } else { "" });
     }
     if let Some(vote) = run.vote_so_far {
         text += &format!(", vote so far {:.2} %", vote.percent());
@@ -362,9 +376,19 @@ mod tests {
     }
 
     #[test]
+    fn a_bars_words_fit_beside_it_on_80_columns() {
+        assert_eq!(short_details(&at_epoch(1)), "1/3 epochs, loss 0.2500, val 98.75 %, 1234/s, vega");
+        let bar = "member 0 [] ".len() + BAR_WIDTH;
+        assert!(bar + short_details(&at_epoch(1)).len() <= 80);
+    }
+
+    #[test]
     fn the_summary_counts_members_and_votes() {
         let vote = VoteSoFar { members: 1, correct: 99, total: 100 };
         let members = vec![member(0, MemberStatus::Committed), member(1, MemberStatus::Queued)];
-        assert_eq!(summary(&run(members, Some(vote))), "1 of 2 members committed, 1 waiting, vote so far 99.00 %");
+        assert_eq!(
+            summary(&run(members, Some(vote))),
+            "1 of 2 members committed, 1 waiting for a worker, vote so far 99.00 %"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! The services over a real socket, with a worker made of calls.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test, in helpers too")]
+
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
@@ -8,7 +10,11 @@ use plurality_common::{
     blob::BlobRef,
     limits::{CHUNK_BYTES, PROTOCOL, PROTOCOL_MIN},
     predictions::Predictions,
-    recipe::shape::{self, InputShape},
+    recipe::{
+        Recipe,
+        parse::{recipe_from_json, recipe_from_toml},
+        shape::{self, InputShape},
+    },
     weights::{Metadata, Tensor, Weights},
 };
 use plurality_coordinator::{
@@ -26,7 +32,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, transport::Channel};
 
-use crate::support::{TEST_IMAGES, ZEROS, recipe, write_dataset};
+use crate::support::{RECIPE, TEST_IMAGES, ZEROS, write_dataset};
 
 mod support;
 
@@ -72,6 +78,10 @@ impl House {
     async fn submit(&self, ensemble: u32) -> Submitted {
         self.client().await.submit(request(ensemble)).await.unwrap()
     }
+}
+
+fn recipe() -> Recipe {
+    recipe_from_toml("tiny.toml", RECIPE).unwrap()
 }
 
 fn request(ensemble: u32) -> Request {
@@ -191,7 +201,7 @@ struct Trained {
 
 impl Trained {
     fn of(start: &v1::Start) -> Self {
-        let recipe = plurality_common::recipe::parse::recipe_from_json(&start.recipe_json).unwrap();
+        let recipe = recipe_from_json(&start.recipe_json).unwrap();
         let plan = shape::plan(&recipe, InputShape { rows: 2, columns: 2 }).unwrap();
         let tensors = plan.tensors.iter().map(|spec| {
             let values = vec![0.0; spec.shape.iter().product()];

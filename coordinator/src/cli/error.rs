@@ -1,6 +1,6 @@
 //! What can go wrong for whoever typed the command, and the exit code that says so.
 
-use std::{error::Error, io};
+use std::{error::Error, io, path::PathBuf};
 
 use thiserror::Error;
 
@@ -87,6 +87,14 @@ pub enum CliError {
     /// A result cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The folder for the results cannot be made; said before any training.
+    #[error("folder {path:?} for the results cannot be made")]
+    Out {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Standard output is gone.
     #[error("standard output cannot be written")]
     Output(#[source] io::Error),
@@ -104,7 +112,7 @@ impl CliError {
     /// Returns the exit code that names this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Recipe(_) => EXIT_USAGE,
+            Self::Config(_) | Self::Recipe(_) | Self::Out { .. } => EXIT_USAGE,
             Self::Client(ClientError::Unreachable { .. }) => EXIT_UNREACHABLE,
             Self::Client(ClientError::Address { .. }) => EXIT_USAGE,
             Self::Client(ClientError::Refused(status)) if status.code() == tonic::Code::InvalidArgument => EXIT_USAGE,

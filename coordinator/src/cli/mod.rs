@@ -38,11 +38,15 @@ const SERVE_LEVEL: &str = "info";
 /// Carries out what was typed and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = parse();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::System { what: "runtime", source })
-        .and_then(|runtime| runtime.block_on(dispatch(cli)));
+    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(dispatch(cli));
+            // A verification that is under way would hold the process for seconds, and is made again at the next start.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(source) => Err(CliError::System { what: "runtime", source }),
+    };
     match outcome {
         Ok(()) => ExitCode::from(EXIT_DONE),
         Err(error) => {

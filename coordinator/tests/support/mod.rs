@@ -2,10 +2,7 @@
 
 use std::{fs, path::Path};
 
-use plurality_common::{
-    idx::{Images, Labels},
-    recipe::Recipe,
-};
+use plurality_common::idx::{Images, Labels};
 
 /// Test images of the small dataset.
 pub const TEST_IMAGES: usize = 20;
@@ -38,11 +35,6 @@ rate = 0.1
 epochs = 1
 batch = 10
 "#;
-
-/// Returns [`RECIPE`].
-pub fn recipe() -> Recipe {
-    plurality_common::recipe::parse::recipe_from_toml("tiny.toml", RECIPE).unwrap()
-}
 
 /// Writes the four files of a dataset of 2×2 images and two classes.
 pub fn write_dataset(folder: &Path) {
