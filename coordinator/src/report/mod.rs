@@ -24,7 +24,7 @@ mod picture;
 mod terminal;
 
 pub use markdown::markdown;
-pub use picture::misclassified_png;
+pub use picture::{DRAWN_MAX, misclassified_png};
 pub use terminal::terminal_table;
 
 /// Name and version of the JSON format, the value of the key `format`.
