@@ -48,9 +48,10 @@ struct Project {
 
 impl Project {
     fn new() -> Self {
-        let results = TempDir::new().unwrap();
+        let results = TempDir::new().expect("a temporary folder can be made");
         // The containers' user is not the one that runs this test.
-        fs::set_permissions(results.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let for_everyone = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(results.path(), for_everyone).expect("the folder is ours");
         Self { name: format!("plurality-test-{}", process::id()), results }
     }
 
@@ -67,7 +68,8 @@ impl Project {
 
     /// Returns the ids of a service's containers.
     fn containers(&self, service: &str) -> Vec<String> {
-        self.compose(&["ps", "--quiet", service]).unwrap().lines().map(str::to_owned).collect()
+        let ids = self.compose(&["ps", "--quiet", service]).expect("the project is up");
+        ids.lines().map(str::to_owned).collect()
     }
 }
 
@@ -83,7 +85,8 @@ impl Drop for Project {
 
 /// Returns one field of a container's state, as docker's template language names it.
 fn inspect(container: &str, field: &str) -> String {
-    docker(&["inspect", "--format", &format!("{{{{{field}}}}}"), container]).unwrap().trim().to_owned()
+    let format = format!("{{{{{field}}}}}");
+    docker(&["inspect", "--format", &format, container]).expect("the container exists").trim().to_owned()
 }
 
 fn is_training(container: &str) -> bool {
@@ -92,7 +95,8 @@ fn is_training(container: &str) -> bool {
 
 /// Returns the one `report.json` under `folder`.
 fn report_under(folder: &Path) -> Option<PathBuf> {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join("report.json")).find(|path| path.is_file())
+    let runs = fs::read_dir(folder).expect("the folder for results is mounted");
+    runs.filter_map(Result::ok).map(|run| run.path().join("report.json")).find(|path| path.is_file())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ fn python(code: &str, arguments: &[&str]) -> Command {
 
 /// Checks that `command` fails, saying all of `words`.
 fn check_refused(command: &mut Command, words: &[&str]) {
-    let Output { status, stderr, .. } = command.output().unwrap();
+    let Output { status, stderr, .. } = command.output().expect("the script can be started");
     let stderr = String::from_utf8_lossy(&stderr);
     assert!(!status.success(), "{command:?} must fail");
     for word in words {
