@@ -2,9 +2,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     pin::Pin,
-    sync::{Arc, Condvar, Mutex},
+    process,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -89,7 +93,7 @@ impl Coordinator {
 
     /// Makes one that has an address but does not listen yet.
     pub fn absent() -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind((own_loopback(), 0)).unwrap().local_addr().unwrap();
         Self { shared: Shared::default(), address, server: None }
     }
 
@@ -106,7 +110,7 @@ impl Coordinator {
     pub fn come_back(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (shared, address) = (self.shared.clone(), self.address);
-        let listener = runtime.block_on(async move { tokio::net::TcpListener::bind(address).await }).unwrap();
+        let listener = runtime.block_on(listen(address));
         runtime.spawn(async move {
             Server::builder()
                 .add_service(WorkerServiceServer::new(shared.clone()))
@@ -169,6 +173,26 @@ impl Coordinator {
     /// Queues an instruction.
     pub fn instruct(&self, kind: Kind) {
         self.note(|notes| notes.instructions.push(v1::Instruction { kind: Some(kind) }));
+    }
+}
+
+/// Returns a loopback address that no other test uses, so that a port stays free while nobody listens on it.
+fn own_loopback() -> Ipv4Addr {
+    static MADE: AtomicU8 = AtomicU8::new(1);
+    let [_, high, middle, low] = process::id().to_be_bytes();
+    let made = MADE.fetch_add(1, Ordering::Relaxed);
+    Ipv4Addr::new(127, 1 + (high ^ middle) % 254, low, made)
+}
+
+/// Listens at `address`, as soon as the server that went away has let go of it.
+async fn listen(address: SocketAddr) -> tokio::net::TcpListener {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => assert!(Instant::now() < deadline, "failed to listen at {address}: {error}"),
+        }
+        tokio::task::yield_now().await;
     }
 }
 
