@@ -1,7 +1,7 @@
 //! The agent: takes the coordinator's instructions, runs attempts in slots, and leaves in order.
 //!
 //! One task owns which attempts are held. Each attempt is a task that reports through a watch of its own; the session has
-//! a thread of its own and reads those watches through the [`board`]. So a heartbeat waits for nobody.
+//! a thread of its own and reads those watches through the board. So a heartbeat waits for nobody.
 
 mod assignment;
 mod attempt;
