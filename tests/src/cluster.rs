@@ -255,6 +255,7 @@ pub fn count(run: &v1::Run, status: MemberStatus) -> usize {
 /// Says whether a member of `run` has taken at least `steps` steps and is still training.
 pub fn is_training(run: &v1::Run, steps: u64) -> bool {
     run.members.iter().any(|member| {
-        member.status() == MemberStatus::Active && member.progress.as_ref().is_some_and(|progress| progress.step >= steps)
+        member.status() == MemberStatus::Active
+            && member.progress.as_ref().is_some_and(|progress| progress.step >= steps)
     })
 }

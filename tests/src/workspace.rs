@@ -56,7 +56,8 @@ fn collect(folder: &Path, found: &mut Vec<Source>) {
             collect(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).expect("source files are UTF-8");
-            let path = path.strip_prefix(root()).expect("collected under the root").to_string_lossy().replace('\\', "/");
+            let path =
+                path.strip_prefix(root()).expect("collected under the root").to_string_lossy().replace('\\', "/");
             found.push(Source { path, text });
         }
     }

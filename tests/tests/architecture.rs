@@ -65,7 +65,8 @@ fn the_core_names_no_runtime_socket_file_clock_or_randomness() {
 
 #[test]
 fn common_names_no_runtime_socket_clock_or_randomness() {
-    let sources: Vec<_> = sources("common/src").into_iter().filter(|source| source.path != "common/src/wire.rs").collect();
+    let sources: Vec<_> =
+        sources("common/src").into_iter().filter(|source| source.path != "common/src/wire.rs").collect();
     assert_none(lines_naming(&sources, &WORLD));
 }
 
@@ -81,7 +82,19 @@ fn only_the_torch_folder_names_tch() {
 #[test]
 fn dependencies_point_only_one_way() {
     for (manifest, forbidden) in [
-        ("common/Cargo.toml", &["tokio", "tch", "torch-sys", "candle-core", "candle-nn", "sqlx", "plurality-coordinator", "plurality-worker"][..]),
+        (
+            "common/Cargo.toml",
+            &[
+                "tokio",
+                "tch",
+                "torch-sys",
+                "candle-core",
+                "candle-nn",
+                "sqlx",
+                "plurality-coordinator",
+                "plurality-worker",
+            ][..],
+        ),
         ("coordinator/Cargo.toml", &["tch", "torch-sys", "plurality-worker"][..]),
         ("worker/Cargo.toml", &["candle-core", "candle-nn", "sqlx", "plurality-coordinator"][..]),
         ("proto/Cargo.toml", &["plurality-common", "plurality-coordinator", "plurality-worker"][..]),
@@ -100,7 +113,8 @@ fn generated_types_appear_only_where_messages_enter_and_leave() {
     for folder in inner {
         assert_none(lines_naming(&sources(folder), &["plurality_proto", "v1"]));
     }
-    let common: Vec<_> = sources("common/src").into_iter().filter(|source| source.path != "common/src/wire.rs").collect();
+    let common: Vec<_> =
+        sources("common/src").into_iter().filter(|source| source.path != "common/src/wire.rs").collect();
     assert_none(lines_naming(&common, &["plurality_proto"]));
 }
 

@@ -96,8 +96,11 @@ async fn the_same_recipe_seed_and_class_give_the_same_bytes() {
     for run in [&first, &second, &other] {
         cluster.completed(run).await;
     }
-    let (first, second, other) =
-        (checkpoints(&cluster, &first).await, checkpoints(&cluster, &second).await, checkpoints(&cluster, &other).await);
+    let (first, second, other) = (
+        checkpoints(&cluster, &first).await,
+        checkpoints(&cluster, &second).await,
+        checkpoints(&cluster, &other).await,
+    );
     assert_eq!(first, second);
     let distinct: BTreeSet<_> = first.iter().chain(&other).collect();
     assert_eq!(distinct.len(), 4, "members and seeds must differ: {distinct:?}");
