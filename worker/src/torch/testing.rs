@@ -12,7 +12,10 @@ use tch::Tensor;
 use super::{data::Dataset, network::Network, parameters::Parameters};
 
 /// Returns a recipe with the lines of `layers`, for 12×12 images of three classes, 24 to train and 12 to validate on.
+///
+/// Every test begins here, so this also gives LibTorch one thread: two on a busy machine wait for each other.
 pub fn recipe(layers: &str) -> Recipe {
+    tch::set_num_threads(1);
     let text = format!(
         r#"
 format = "plurality-recipe/1"
