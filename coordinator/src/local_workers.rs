@@ -24,8 +24,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::{
+    core::WorkerStatus,
+    driver::{self, DriverError},
+};
+
 /// Names the worker program, for tests and unusual installations.
 pub const WORKER_VARIABLE: &str = "PLURALITY_WORKER";
+/// The worker's name among its coordinator's workers.
+pub const WORKER_NAME: &str = "local";
 /// The worker's log, within the state folder.
 pub const LOG_NAME: &str = "local-worker.log";
 /// The log of the coordinator's last life.
@@ -71,13 +78,13 @@ pub enum LocalWorkerError {
 }
 
 /// What to start.
-#[derive(Clone, Debug)]
 struct Plan {
     program: PathBuf,
     coordinator: SocketAddr,
     slots: NonZeroU32,
     cache: PathBuf,
     log: PathBuf,
+    driver: driver::Handle,
 }
 
 /// The local worker and the task that watches over it.
@@ -89,18 +96,26 @@ pub struct LocalWorkers {
 }
 
 impl LocalWorkers {
-    /// Starts a worker with `slots` slots that connects to `coordinator` and logs into the folder `state`.
+    /// Starts a worker with `slots` slots that connects to `coordinator`, whose driver is `driver`, and logs into the
+    /// folder `state`.
     ///
     /// # Errors
     /// When there is no worker program, or its log cannot be written.
-    pub fn start(slots: NonZeroU32, coordinator: SocketAddr, state: &Path) -> Result<Self, LocalWorkerError> {
+    pub async fn start(
+        slots: NonZeroU32,
+        coordinator: SocketAddr,
+        driver: driver::Handle,
+        state: &Path,
+    ) -> Result<Self, LocalWorkerError> {
         let program = find_program()?;
         let log = state.join(LOG_NAME);
         if log.exists() {
             let old = state.join(OLD_LOG_NAME);
             fs::rename(&log, old).map_err(|source| LocalWorkerError::Start { path: program.clone(), source })?;
         }
-        let plan = Plan { program, coordinator, slots, cache: state.join(CACHE_NAME), log: log.clone() };
+        // The worker of a coordinator that was killed has ended with it.
+        close_sessions(&driver, false).await;
+        let plan = Plan { program, coordinator, slots, cache: state.join(CACHE_NAME), log: log.clone(), driver };
         let child = plan.spawn()?;
         let stopping = CancellationToken::new();
         let task = tokio::spawn(watch_over(plan, child, stopping.clone()));
@@ -148,7 +163,7 @@ impl Plan {
             .arg(self.coordinator.to_string())
             .arg("--slots")
             .arg(self.slots.to_string())
-            .args(["--name", "local", "--exit-with-parent", "--cache"])
+            .args(["--name", WORKER_NAME, "--exit-with-parent", "--cache"])
             .arg(&self.cache)
             // The coordinator's file has keys that the worker does not know.
             .env_remove("PLURALITY_CONFIG")
@@ -179,6 +194,23 @@ fn find_program() -> Result<PathBuf, LocalWorkerError> {
     if path.is_file() { Ok(path) } else { Err(LocalWorkerError::NotFound { path }) }
 }
 
+/// Ends the open sessions of local workers, which are known to have ended, so that nobody waits a lease for them.
+///
+/// A worker elsewhere that has the same name is wronged, and registers again.
+pub async fn close_sessions(driver: &driver::Handle, is_crash: bool) {
+    let close = async {
+        for worker in driver.worker_views().await? {
+            if worker.profile.name == WORKER_NAME && worker.status != WorkerStatus::Gone {
+                driver.worker_left(worker.id, is_crash).await?;
+            }
+        }
+        Ok::<_, DriverError>(())
+    };
+    if let Err(error) = close.await {
+        tracing::debug!("sessions of local workers cannot be closed: {error}");
+    }
+}
+
 async fn watch_over(plan: Plan, mut child: Child, stopping: CancellationToken) -> Result<(), LocalWorkerError> {
     let mut crashes = 0;
     loop {
@@ -199,6 +231,7 @@ async fn watch_over(plan: Plan, mut child: Child, stopping: CancellationToken) -
             tracing::info!("local worker has left");
             return Ok(());
         }
+        close_sessions(&plan.driver, true).await;
         crashes = if began.elapsed() >= STEADY { 1 } else { crashes + 1 };
         if crashes >= CRASHES_MAX {
             return Err(plan.gave_up(status));

@@ -34,7 +34,7 @@ pub async fn run(server_settings: ServerSettings, settings: RunSettings, bars: &
         server = Server::start(&server_settings) => server?,
         signal = signals.next() => return Err(CliError::Stopped { signal }),
     };
-    let mut workers = match start_local_workers(&server_settings, &server) {
+    let mut workers = match start_local_workers(&server_settings, &server).await {
         Ok(workers) => workers,
         Err(error) => {
             server.stop().await?;

@@ -148,6 +148,11 @@ impl Server {
         reachable(self.address)
     }
 
+    /// Returns a handle of its driver.
+    pub fn driver(&self) -> driver::Handle {
+        self.driver.clone()
+    }
+
     /// Waits until a part of it fails; for ever if none does. The process is to end then: the state in memory must not
     /// run ahead of the disk.
     pub async fn failed(&mut self) -> ServerError {

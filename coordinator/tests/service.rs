@@ -23,6 +23,7 @@ use plurality_coordinator::{
         view::{MemberStatus, RunStatus},
     },
     config::{LocalWorkers, ServerSettings},
+    local_workers::{WORKER_NAME, close_sessions},
     server::Server,
 };
 use plurality_proto::v1::{
@@ -123,10 +124,14 @@ fn class() -> v1::DeterminismClass {
 
 impl FakeWorker {
     async fn connect(house: &House) -> Self {
+        Self::register(house, registration()).await
+    }
+
+    async fn register(house: &House, registration: v1::RegisterRequest) -> Self {
         let channel =
             Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap();
         let mut calls = WorkerServiceClient::new(channel.clone());
-        let answer = calls.register(registration()).await.unwrap().into_inner();
+        let answer = calls.register(registration).await.unwrap().into_inner();
         assert_eq!(answer.protocol, PROTOCOL);
         Self { calls, blobs: BlobServiceClient::new(channel), worker_id: answer.worker_id }
     }
@@ -405,6 +410,27 @@ async fn a_drained_worker_is_told_to_leave() {
     assert_eq!(drained.worker_id, worker.worker_id);
     let instructions = worker.sync(1).await.unwrap();
     assert!(matches!(instructions[0].kind, Some(Kind::Drain(_))), "{instructions:?}");
+}
+
+#[tokio::test]
+async fn what_an_ended_local_worker_held_is_given_out_again_at_once() {
+    let house = House::open().await;
+    let named = |name: &str| v1::RegisterRequest {
+        name: name.to_owned(),
+        instance_id: format!("instance-{name}"),
+        ..registration()
+    };
+    let mut local = FakeWorker::register(&house, named(WORKER_NAME)).await;
+    let mut other = FakeWorker::register(&house, named("other")).await;
+    house.submit(2).await;
+    let (first, second) = (local.start().await, other.start().await);
+    assert_ne!(first.member, second.member);
+    close_sessions(&house.server.driver(), false).await;
+    let mut next = FakeWorker::register(&house, named("next")).await;
+    assert_eq!(next.start().await.member, first.member);
+    let run = house.client().await.get("last").await.unwrap();
+    assert_eq!(run.members[second.member as usize].attempts, 1, "the other worker goes on");
+    assert_eq!(local.sync(1).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ pub async fn run(settings: ServerSettings) -> Result<(), CliError> {
     let mut signals = Signals::listen()?;
     let mut server = Server::start(&settings).await?;
     print(&format!("listening on {}", server.address()))?;
-    let mut workers = match start_local_workers(&settings, &server) {
+    let mut workers = match start_local_workers(&settings, &server).await {
         Ok(workers) => workers,
         Err(error) => {
             server.stop().await?;
@@ -42,12 +42,12 @@ pub async fn run(settings: ServerSettings) -> Result<(), CliError> {
 ///
 /// # Errors
 /// When there is no worker program, or its log cannot be written.
-pub fn start_local_workers(
+pub async fn start_local_workers(
     settings: &ServerSettings,
     server: &Server,
 ) -> Result<Option<LocalWorkers>, LocalWorkerError> {
-    let slots = settings.local_workers.slots();
-    slots.map(|slots| LocalWorkers::start(slots, server.local_address(), &settings.state)).transpose()
+    let Some(slots) = settings.local_workers.slots() else { return Ok(None) };
+    LocalWorkers::start(slots, server.local_address(), server.driver(), &settings.state).await.map(Some)
 }
 
 /// Waits until the local worker has crashed too often; for ever if there is none.

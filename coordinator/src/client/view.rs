@@ -311,3 +311,71 @@ impl TryFrom<v1::Worker> for Worker {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_is_not_known_is_refused_by_its_field() {
+        let field = |error: WireError| error.field;
+        assert_eq!(field(Run::try_from(v1::Run::default()).unwrap_err()), "run.status");
+        assert_eq!(
+            field(Member::try_from(v1::Member { status: 99, ..v1::Member::default() }).unwrap_err()),
+            "member.status"
+        );
+        assert_eq!(field(Worker::try_from(v1::Worker::default()).unwrap_err()), "worker.status");
+        let far = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+        let run = v1::Run { status: v1::RunStatus::Running.into(), submitted_at: Some(far), ..v1::Run::default() };
+        assert_eq!(field(Run::try_from(run).unwrap_err()), "timestamp");
+    }
+
+    #[test]
+    fn json_for_programs_says_what_tables_say() {
+        let run = v1::Run {
+            run_id: "0".to_owned(),
+            status: v1::RunStatus::Completed.into(),
+            seed: u64::MAX,
+            submitted_at: Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }),
+            vote_so_far: Some(v1::VoteSoFar { members: 1, correct: 995, total: 1000 }),
+            members: vec![v1::Member {
+                status: v1::MemberStatus::Committed.into(),
+                test_correct: Some(995),
+                ..v1::Member::default()
+            }],
+            ..v1::Run::default()
+        };
+        let run = Run::try_from(run).unwrap();
+        assert!((run.vote_so_far.unwrap().percent() - 99.5).abs() < 1e-9);
+        insta::assert_json_snapshot!(run, @r#"
+        {
+          "run_id": "0",
+          "status": "completed",
+          "recipe_name": "",
+          "recipe_sha256": "",
+          "seed": 18446744073709551615,
+          "submitted_at": "1970-01-01T00:00:01.5Z",
+          "finished_at": null,
+          "message": "",
+          "vote_so_far": {
+            "members": 1,
+            "correct": 995,
+            "total": 1000
+          },
+          "members": [
+            {
+              "index": 0,
+              "status": "committed",
+              "attempts": 0,
+              "worker_name": "",
+              "progress": null,
+              "test_correct": 995,
+              "validation_accuracy": null,
+              "train_seconds": null,
+              "failures": []
+            }
+          ]
+        }
+        "#);
+    }
+}

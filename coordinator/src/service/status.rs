@@ -123,3 +123,50 @@ impl From<ServiceError> for Status {
         Self::new(code, chain(&error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::{digest::Digest, limits::BLOB_BYTES_MAX, recipe::parse::recipe_from_json};
+
+    use super::*;
+
+    fn code(error: impl Into<ServiceError>) -> Code {
+        Status::from(error.into()).code()
+    }
+
+    #[test]
+    fn each_mistake_of_the_caller_has_a_code_that_says_what_to_do() {
+        let digest = Digest::of(b"");
+        assert_eq!(code(ServiceError::field("run", "a run", "nothing")), Code::InvalidArgument);
+        assert_eq!(code(recipe_from_json("{").unwrap_err()), Code::InvalidArgument);
+        assert_eq!(code(DatasetError::TooFewClasses { found: 9, classes: 10 }), Code::InvalidArgument);
+        assert_eq!(code(ArtifactError::ChunkTooLarge { found: 1, limit: 0 }), Code::InvalidArgument);
+        assert_eq!(code(ArtifactError::NotFound { digest }), Code::NotFound);
+        let mismatch = ArtifactError::OffsetMismatch { digest, committed_bytes: BLOB_BYTES_MAX, offset_bytes: 0 };
+        assert_eq!(code(mismatch), Code::Aborted);
+        assert_eq!(code(ArtifactError::DigestMismatch { expected: digest, found: digest }), Code::Aborted);
+        assert_eq!(code(ArtifactError::TooManyUploads { limit: 1 }), Code::ResourceExhausted);
+        assert_eq!(code(BoardError::Unfinished { committed: 0, members: 1 }), Code::FailedPrecondition);
+        let unknown = Refusal::UnknownRun { run: "x".to_owned() };
+        assert_eq!(code(DriverError::Refused(unknown)), Code::NotFound);
+        let ambiguous = Refusal::Ambiguous { selector: "0".to_owned(), matches: "01, 02".to_owned() };
+        assert_eq!(code(DriverError::Refused(ambiguous)), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_coordinator_that_stops_asks_to_try_again() {
+        assert_eq!(code(ServiceError::Stopping), Code::Unavailable);
+        assert_eq!(code(DriverError::Stopped), Code::Unavailable);
+        assert_eq!(code(ArtifactError::Stopped), Code::Unavailable);
+        assert_eq!(code(BoardError::Stopped), Code::Unavailable);
+    }
+
+    #[test]
+    fn what_went_wrong_inside_is_not_told_outside() {
+        let source = std::io::Error::other("/home/someone/.plurality is gone");
+        let status = Status::from(ServiceError::from(ArtifactError::Staging { action: "open a file", source }));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(status.message().contains("incident"), "{status:?}");
+        assert!(!status.message().contains("someone") && !status.message().contains("open a file"), "{status:?}");
+    }
+}
