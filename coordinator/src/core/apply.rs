@@ -68,13 +68,7 @@ impl State {
         }
     }
 
-    fn open_session(
-        &mut self,
-        worker: &WorkerId,
-        instance: &InstanceId,
-        profile: &WorkerProfile,
-        at: WallTime,
-    ) {
+    fn open_session(&mut self, worker: &WorkerId, instance: &InstanceId, profile: &WorkerProfile, at: WallTime) {
         let session = self.workers.entry(worker.clone()).or_insert_with(|| Worker {
             id: worker.clone(),
             instance: instance.clone(),

@@ -225,7 +225,7 @@ pub struct Submitted {
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Refusal {
     /// The session is unknown or has ended; the worker is to register again.
-    #[error("worker {worker} has no open session, expected it to register first")]
+    #[error("no worker called {worker:?} has an open session")]
     UnknownWorker {
         /// The worker as it was named.
         worker: String,

@@ -110,10 +110,8 @@ impl State {
         let member = run.and_then(|run| run.members.get(attempt.member.0 as usize));
         let is_listed = member.is_some_and(|member| member.attempts.contains(&attempt.id));
         expect(is_listed, &attempt.id, "its member to list it")?;
-        let needs_result = matches!(
-            attempt.status,
-            AttemptStatus::Verifying | AttemptStatus::Won(_) | AttemptStatus::Rejected { .. }
-        );
+        let needs_result =
+            matches!(attempt.status, AttemptStatus::Verifying | AttemptStatus::Won(_) | AttemptStatus::Rejected { .. });
         expect(attempt.result.is_some() || !needs_result, &attempt.id, "a result once it was handed over")?;
         expect(attempt.ended_at.is_none() == attempt.status.is_open(), &attempt.id, "a time of its end once ended")?;
         let worker = self.workers.get(&attempt.worker);

@@ -19,6 +19,8 @@ mod pulse;
 mod select;
 mod show;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod version;
 pub mod view;

@@ -144,9 +144,11 @@ impl Pulse {
     /// Takes in one sign of life.
     pub(super) fn beat(&mut self, beat: &Beat, now: Moment, timing: &Timing) {
         match beat {
-            Beat::Worker { worker, free_slots, is_idle } => {
+            // Unless that was its good-bye.
+            Beat::Worker { worker, free_slots, is_idle } if self.workers.contains_key(worker) => {
                 self.hear_worker(worker, *free_slots, *is_idle, now, timing);
             }
+            Beat::Worker { .. } => {}
             Beat::Attempt { attempt, progress } => {
                 if let Some(pulse) = self.attempts.get_mut(attempt) {
                     pulse.deadline = Deadline::Lease(now.after(timing.lease));

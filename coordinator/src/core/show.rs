@@ -138,11 +138,10 @@ impl World {
         }
         let tally = Tally::of(self.state.attempts_of(member).map(|attempt| &attempt.status));
         if !tally.allows_attempt() {
-            return Some(format!("waits for {} silent workers to come back or be given up", tally.suspect));
+            return Some(format!("waits for silent workers ({}) to come back or be given up", tally.suspect));
         }
-        let is_usable = |worker: &&Worker| {
-            worker.end.is_none() && !worker.is_draining && self.pulse.is_online(&worker.id, now)
-        };
+        let is_usable =
+            |worker: &&Worker| worker.end.is_none() && !worker.is_draining && self.pulse.is_online(&worker.id, now);
         let mut usable = self.state.workers.values().filter(is_usable).peekable();
         if usable.peek().is_none() {
             return Some("no worker is connected".to_owned());

@@ -5,6 +5,8 @@
 mod lock;
 pub mod memory;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, io, path::PathBuf};
 

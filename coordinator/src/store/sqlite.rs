@@ -117,12 +117,12 @@ async fn check_format(connection: &mut SqliteConnection) -> Result<(), StoreErro
 }
 
 /// Returns what the first event's digest follows on.
-fn empty_chain() -> Digest {
+pub(super) fn empty_chain() -> Digest {
     Digest::of(EVENTS_FORMAT.as_bytes())
 }
 
 /// Returns the digest of a row after a row with digest `previous`.
-fn link(previous: &Digest, body: &str) -> Digest {
+pub(super) fn link(previous: &Digest, body: &str) -> Digest {
     let mut hasher = Hasher::default();
     hasher.update(previous.to_string().as_bytes());
     hasher.update(body.as_bytes());

@@ -22,13 +22,13 @@ pub(super) fn offer(
     pulse: &Pulse,
     context: &mut Context<'_>,
     worker: &Worker,
-    free_slots: u32,
+    free_slots: usize,
 ) -> Vec<Instruction> {
     let state = draft.state;
     let mut instructions = Vec::new();
     let queued = state.queue.iter().map(|(order, index)| (state.run(&state.run_order[*order as usize]), *index));
     for (run, index) in queued {
-        if instructions.len() >= free_slots as usize {
+        if instructions.len() >= free_slots {
             break;
         }
         let member = run.member(index);

@@ -67,10 +67,11 @@ pub(super) fn sync(
             draft.end(attempt, AttemptStatus::Drained);
         }
     } else {
+        let mut free_slots = report.free_slots.min(worker.profile.slots) as usize;
         // The answer that carried these was lost, or is still on its way: the same token again, no second attempt.
-        let repeated = unreported.iter().map(|attempt| start(state.run(&attempt.run), attempt.handle(), attempt.member));
-        instructions.extend(repeated);
-        let free_slots = report.free_slots.min(worker.profile.slots).saturating_sub(count(&unreported));
+        let repeated = unreported.iter().take(free_slots);
+        instructions.extend(repeated.map(|one| start(state.run(&one.run), one.handle(), one.member)));
+        free_slots = free_slots.saturating_sub(unreported.len()).min(unused_slots(&draft, worker));
         instructions.extend(offer(&mut draft, pulse, context, worker, free_slots));
     }
     if worker.is_draining && !report.is_leaving {
@@ -108,6 +109,11 @@ fn offered_but_unreported<'a>(
     offered.filter(|attempt| !reports.contains_key(&attempt.id)).collect()
 }
 
-fn count(attempts: &[&Attempt]) -> u32 {
-    u32::try_from(attempts.len()).unwrap_or(u32::MAX)
+/// Returns the slots that no attempt known to the coordinator uses. A report that is older than the newest answer claims
+/// more than that.
+fn unused_slots(draft: &Draft<'_>, worker: &Worker) -> usize {
+    let attempts = worker.open_attempts.iter().map(|id| draft.state.attempt(id));
+    let statuses = attempts.map(|attempt| draft.status(attempt));
+    let used = statuses.filter(|status| matches!(status, AttemptStatus::Offered | AttemptStatus::Running)).count();
+    (worker.profile.slots as usize).saturating_sub(used)
 }

@@ -1,0 +1,53 @@
+//! The stored format, one line for each kind of event: a change here is a change of every log out there.
+
+use super::Event;
+
+const LINES: &str = include_str!("events.v1.jsonl");
+
+/// Kinds of events, so that a new one cannot be forgotten below.
+fn kind(event: &Event) -> usize {
+    match event {
+        Event::WorkerRegistered { .. } => 0,
+        Event::WorkerDraining { .. } => 1,
+        Event::WorkerClosed { .. } => 2,
+        Event::RunSubmitted { .. } => 3,
+        Event::AttemptOffered { .. } => 4,
+        Event::AttemptStarted { .. } => 5,
+        Event::AttemptClassified { .. } => 6,
+        Event::AttemptUploading { .. } => 7,
+        Event::AttemptSuspected { .. } => 8,
+        Event::AttemptReturned { .. } => 9,
+        Event::AttemptLost { .. } => 10,
+        Event::AttemptFailed { .. } => 11,
+        Event::AttemptDrained { .. } => 12,
+        Event::AttemptSuperseded { .. } => 13,
+        Event::ResultReceived { .. } => 14,
+        Event::ResultRejected { .. } => 15,
+        Event::MemberCommitted { .. } => 16,
+        Event::MemberFailed { .. } => 17,
+        Event::RunFinished { .. } => 18,
+    }
+}
+
+#[test]
+fn the_stored_format_is_what_it_was() {
+    let mut kinds = Vec::new();
+    for line in LINES.lines() {
+        let event: Event = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!(serde_json::to_string(&event).unwrap(), line);
+        kinds.push(kind(&event));
+    }
+    kinds.dedup();
+    assert_eq!(kinds, (0..=18).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_field_that_this_version_does_not_know_is_refused() {
+    for line in LINES.lines() {
+        let longer = line.replacen('{', "{\"colour\":\"blue\",", 1);
+        let error = serde_json::from_str::<Event>(&longer).unwrap_err().to_string();
+        assert!(error.contains("unknown field `colour`"), "{error}");
+    }
+    let unknown = serde_json::from_str::<Event>("{\"event\":\"worker-danced\"}").unwrap_err().to_string();
+    assert!(unknown.contains("unknown variant `worker-danced`"), "{unknown}");
+}

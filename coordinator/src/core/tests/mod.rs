@@ -1,0 +1,175 @@
+//! The core on a stage: every command goes through here, and every step is checked.
+
+mod format;
+mod random;
+mod script;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use plurality_common::{
+    attempt::{DeterminismClass, Handle, Progress},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    digest::Digest,
+    id::{AttemptId, InstanceId, MemberIndex, RunId},
+};
+
+use super::{
+    AttemptReport, AttemptStatus, Command, Context, Decision, Event, MemberResult, Moment, RecipeText, Registration,
+    RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
+};
+
+/// Short windows, so that scripts and random sequences see them end.
+const TIMING: Timing = Timing {
+    lease: Duration::from_secs(30),
+    orphan_window: Duration::from_secs(300),
+    idle_sync: Duration::from_secs(25),
+};
+
+/// A world, its log, its clock, and the secrets that only workers know.
+struct Stage {
+    world: World,
+    log: Vec<Event>,
+    now: Moment,
+    drawn: u64,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { world: World::default(), log: Vec::new(), now: Moment::default(), drawn: 0 }
+    }
+
+    /// Has one command decided, stored and applied, and checks everything that must hold.
+    fn step(&mut self, command: &Command) -> Decision {
+        let (mut first, mut second) = (self.drawn, self.drawn);
+        let before = self.world.clone();
+        let decision = before.clone().step(&mut context(self.now, &mut draw(&mut first)), command);
+        let same = self.world.step(&mut context(self.now, &mut draw(&mut second)), command);
+        assert_eq!(decision, same, "the same arguments must give the same decision");
+        self.drawn = first;
+        for event in &decision.events {
+            if let Event::AttemptOffered { run, member, .. } = event {
+                assert_may_be_offered(&before, run, *member);
+            }
+            let text = serde_json::to_string(event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), *event, "an event must survive its format");
+        }
+        self.log.extend(decision.events.iter().cloned());
+        self.world.check_invariants().unwrap_or_else(|broken| panic!("after {command:?}: {broken}"));
+        assert_at_most_one_commit(&self.log, &self.world);
+        decision
+    }
+
+    /// Lets time pass as a running coordinator sees it. Returns what happens.
+    fn pass(&mut self, seconds: u64) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..seconds {
+            self.now = self.now.after(Duration::from_secs(1));
+            events.extend(self.step(&Command::Tick).events);
+        }
+        events
+    }
+
+    /// Replaces the world by what its log says.
+    fn restart(&mut self) {
+        let replayed = World::replay(&self.log, self.now, &TIMING);
+        assert_eq!(replayed.state, self.world.state, "a replay must give the same state");
+        replayed.check_invariants().unwrap();
+        self.world = replayed;
+    }
+
+    fn handle(&self, attempt: &AttemptId) -> Handle {
+        self.world.state.attempts[attempt].handle()
+    }
+}
+
+fn context<'a>(now: Moment, fresh: &'a mut dyn FnMut() -> [u8; 16]) -> Context<'a> {
+    Context { now, wall: WallTime(1_000_000), timing: TIMING, fresh }
+}
+
+/// Draws bytes that differ in front, so that ids do.
+fn draw(count: &mut u64) -> impl FnMut() -> [u8; 16] {
+    move || {
+        *count += 1;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        bytes[8..].copy_from_slice(&count.to_be_bytes());
+        bytes
+    }
+}
+
+fn assert_may_be_offered(before: &World, run: &RunId, member: MemberIndex) {
+    let Some(run) = before.state.runs.get(run) else { return };
+    let statuses = before.state.attempts_of(run.member(member)).map(|attempt| &attempt.status);
+    assert!(Tally::of(statuses).allows_attempt(), "no attempt is made beyond a budget");
+}
+
+fn assert_at_most_one_commit(log: &[Event], world: &World) {
+    let mut commits = BTreeMap::new();
+    for event in log {
+        if let Event::MemberCommitted { attempt, .. } = event {
+            let attempt = world.state.attempt(attempt);
+            let first = commits.insert((&attempt.run, attempt.member), &attempt.id);
+            assert_eq!(first, None, "a member is committed once");
+            assert!(matches!(attempt.status, AttemptStatus::Won(_)), "a commit is never taken back");
+        }
+    }
+}
+
+fn request(size: u32, recipe: &str) -> RunRequest {
+    let blob = |name: &str| BlobRef::of(name.as_bytes());
+    let dataset = DatasetRef {
+        train_images: blob("train images"),
+        train_labels: blob("train labels"),
+        test_images: blob("test images"),
+    };
+    let recipe = RecipeText {
+        name: recipe.to_owned(),
+        json: format!("{{\"name\":\"{recipe}\"}}"),
+        sha256: Digest::of(recipe.as_bytes()),
+    };
+    RunRequest { recipe, dataset, test_labels: blob("test labels"), size }
+}
+
+fn registration(instance: &str, name: &str, slots: u32, held: Vec<Handle>) -> Registration {
+    let profile = WorkerProfile {
+        name: name.to_owned(),
+        software_version: "0.1.0".to_owned(),
+        slots,
+        threads_per_slot: 1,
+        device: "cpu".to_owned(),
+        cores: 2,
+    };
+    Registration { instance: InstanceId::new(instance), profile, held }
+}
+
+fn class() -> DeterminismClass {
+    DeterminismClass {
+        libtorch_version: "2.11.0".to_owned(),
+        device_model: "abacus".to_owned(),
+        instruction_set: "beads".to_owned(),
+        threads: 1,
+        flags: String::new(),
+        trainer_version: "0.1.0".to_owned(),
+    }
+}
+
+fn report(handle: Handle, progress: Progress) -> AttemptReport {
+    AttemptReport { handle, progress, class: Some(class()) }
+}
+
+fn result(checkpoint: &str) -> MemberResult {
+    MemberResult {
+        checkpoint: BlobRef::of(checkpoint.as_bytes()),
+        predictions: BlobRef::of(b"predictions"),
+        validation_accuracy: Some(0.123_456_789_012_345_67),
+        train_seconds: 12.5,
+        train_cpu_seconds: 12.25,
+        class: class(),
+    }
+}
+
+fn verification() -> Verification {
+    let predictions = BlobRef::of(b"verified predictions");
+    Verification { test_correct: 9_900, test_total: 10_000, disagreements: 0, predictions }
+}

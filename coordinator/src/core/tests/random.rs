@@ -1,0 +1,311 @@
+//! Random sequences of commands: duplicates, stale tokens, lost replies, crashes, restarts, silence.
+//!
+//! After each step the invariants hold (the stage sees to that). Once faults stop, every run ends.
+
+use std::collections::BTreeMap;
+
+use plurality_common::{
+    attempt::{FailureKind, Handle, Phase, Progress},
+    id::{AttemptId, Token, WorkerId},
+};
+use proptest::prelude::*;
+
+use super::{
+    super::{CommitVerdict, Instruction, Reply, RunOutcome, SyncReport, VerificationOutcome},
+    Command, Stage, registration, report, request, result, verification,
+};
+
+/// Workers on stage while there are faults.
+const WORKERS: usize = 3;
+/// Slots of each.
+const SLOTS: u32 = 2;
+/// Rounds of five seconds within which every run must end once faults stop: two orphan windows and some work.
+const ROUNDS_MAX: usize = 200;
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Action {
+    Submit { size: u32, continue_unfinished: bool },
+    Register { worker: usize, is_lost: bool },
+    Sync { worker: usize, is_lost: bool, is_poll: bool },
+    Commit { worker: usize, which: usize, is_lost: bool },
+    Fail { worker: usize, which: usize, kind: FailureKind, is_lost: bool },
+    Forge { which: usize, is_commit: bool },
+    Repeat { which: usize },
+    Verify { is_accepted: bool },
+    Pass { seconds: u64 },
+    Cancel { which: usize },
+    Drain { worker: usize },
+    Leave { worker: usize },
+    Die { worker: usize, is_seen: bool },
+    Restart,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let worker = 0..WORKERS;
+    let kind = prop::sample::select(vec![
+        FailureKind::Numeric,
+        FailureKind::OutOfMemory,
+        FailureKind::Internal,
+        FailureKind::Startup,
+        FailureKind::Drained,
+    ]);
+    let lost = prop::bool::weighted(0.2);
+    prop_oneof![
+        1 => (1..4_u32, any::<bool>()).prop_map(|(size, continue_unfinished)| Action::Submit { size, continue_unfinished }),
+        3 => (worker.clone(), lost).prop_map(|(worker, is_lost)| Action::Register { worker, is_lost }),
+        20 => (worker.clone(), lost, prop::bool::weighted(0.1))
+            .prop_map(|(worker, is_lost, is_poll)| Action::Sync { worker, is_lost, is_poll }),
+        6 => (worker.clone(), 0..4_usize, lost)
+            .prop_map(|(worker, which, is_lost)| Action::Commit { worker, which, is_lost }),
+        3 => (worker.clone(), 0..4_usize, kind, lost)
+            .prop_map(|(worker, which, kind, is_lost)| Action::Fail { worker, which, kind, is_lost }),
+        1 => (0..20_usize, any::<bool>()).prop_map(|(which, is_commit)| Action::Forge { which, is_commit }),
+        3 => (0..1000_usize).prop_map(|which| Action::Repeat { which }),
+        5 => prop::bool::weighted(0.8).prop_map(|is_accepted| Action::Verify { is_accepted }),
+        8 => prop_oneof![4 => 1..10_u64, 2 => 10..40_u64, 1 => 200..400_u64]
+            .prop_map(|seconds| Action::Pass { seconds }),
+        1 => (0..4_usize).prop_map(|which| Action::Cancel { which }),
+        1 => worker.clone().prop_map(|worker| Action::Drain { worker }),
+        1 => worker.clone().prop_map(|worker| Action::Leave { worker }),
+        2 => (worker, any::<bool>()).prop_map(|(worker, is_seen)| Action::Die { worker, is_seen }),
+        2 => Just(Action::Restart),
+    ]
+}
+
+/// A worker as it sees itself.
+#[derive(Clone, Default)]
+struct Player {
+    /// Processes so far; each is an instance of its own.
+    lives: u32,
+    session: Option<WorkerId>,
+    held: BTreeMap<AttemptId, Handle>,
+    is_leaving: bool,
+}
+
+struct Play {
+    stage: Stage,
+    players: Vec<Player>,
+    /// Everything ever said, to be said again.
+    said: Vec<Command>,
+    /// Attempts whose commit was acknowledged.
+    acknowledged: Vec<AttemptId>,
+}
+
+impl Play {
+    fn new() -> Self {
+        Self {
+            stage: Stage::new(),
+            players: vec![Player::default(); WORKERS],
+            said: Vec::new(),
+            acknowledged: Vec::new(),
+        }
+    }
+
+    /// Says a command; the answer is None if it is refused.
+    fn say(&mut self, command: Command) -> Option<Reply> {
+        self.said.push(command.clone());
+        self.stage.step(&command).reply.ok()
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Submit { size, continue_unfinished } => {
+                self.say(Command::Submit { request: request(size, "default"), seed: None, continue_unfinished });
+            }
+            Action::Register { worker, is_lost } => self.register(worker, is_lost),
+            Action::Sync { worker, is_lost, is_poll } => self.sync(worker, is_lost, is_poll),
+            Action::Commit { worker, which, is_lost } => self.commit(worker, which, is_lost),
+            Action::Fail { worker, which, kind, is_lost } => {
+                let Some(handle) = self.nth_held(worker, which) else { return };
+                self.say(Command::Fail { handle: handle.clone(), kind, message: "as the test demands".to_owned() });
+                if !is_lost {
+                    self.players[worker].held.remove(&handle.attempt_id);
+                }
+            }
+            Action::Forge { which, is_commit } => self.forge(which, is_commit),
+            Action::Repeat { which } => {
+                if !self.said.is_empty() {
+                    let command = self.said[which % self.said.len()].clone();
+                    self.stage.step(&command);
+                }
+            }
+            Action::Verify { is_accepted } => self.verify(is_accepted),
+            Action::Pass { seconds } => {
+                self.stage.pass(seconds);
+            }
+            Action::Cancel { which } => {
+                if let Some(run) = self.stage.world.state.run_order.get(which).cloned() {
+                    self.say(Command::Cancel { run, reason: "as the test demands".to_owned() });
+                }
+            }
+            Action::Drain { worker } => {
+                if let Some(worker) = self.players[worker].session.clone() {
+                    self.say(Command::Drain { worker });
+                }
+            }
+            Action::Leave { worker } => self.players[worker].is_leaving = true,
+            Action::Die { worker, is_seen } => {
+                let Player { lives, session, .. } = self.players[worker].clone();
+                self.players[worker] = Player { lives: lives + 1, ..Player::default() };
+                if let (Some(worker), true) = (session, is_seen) {
+                    self.say(Command::WorkerLeft { worker, is_crash: true });
+                }
+            }
+            Action::Restart => self.stage.restart(),
+        }
+    }
+
+    fn register(&mut self, worker: usize, is_lost: bool) {
+        let player = self.players[worker].clone();
+        let instance = format!("instance {worker} {}", player.lives);
+        let held = player.held.into_values().collect();
+        let reply = self.say(Command::Register(registration(&instance, &format!("w{worker}"), SLOTS, held)));
+        if let (Some(Reply::Registered(registered)), false) = (reply, is_lost) {
+            let player = &mut self.players[worker];
+            player.session = Some(registered.worker);
+            for stop in registered.stops {
+                player.held.remove(&stop.attempt);
+            }
+        }
+    }
+
+    fn sync(&mut self, worker: usize, is_lost: bool, is_poll: bool) {
+        let player = self.players[worker].clone();
+        let Some(session) = player.session else { return };
+        let held = u32::try_from(player.held.len()).unwrap();
+        let progress = Progress { phase: Phase::Training, step: 3, ..Progress::default() };
+        let sync = SyncReport {
+            worker: session,
+            free_slots: if player.is_leaving { 0 } else { SLOTS.saturating_sub(held) },
+            attempts: player.held.into_values().map(|handle| report(handle, progress.clone())).collect(),
+            is_leaving: player.is_leaving,
+        };
+        let command = if is_poll { Command::Poll(sync) } else { Command::Sync(sync) };
+        let reply = self.say(command);
+        if is_lost {
+            return;
+        }
+        let player = &mut self.players[worker];
+        match reply {
+            Some(Reply::Synced(instructions)) => {
+                for instruction in instructions {
+                    match instruction {
+                        Instruction::Start(start) => {
+                            player.held.insert(start.handle.attempt_id.clone(), start.handle);
+                        }
+                        Instruction::Stop(stop) => {
+                            player.held.remove(&stop.attempt);
+                        }
+                        Instruction::Drain => player.is_leaving = true,
+                    }
+                }
+                let slots = SLOTS as usize;
+                assert!(player.held.len() <= slots, "a worker is never given more members than it has slots");
+            }
+            _ => player.session = None,
+        }
+    }
+
+    fn commit(&mut self, worker: usize, which: usize, is_lost: bool) {
+        let Some(handle) = self.nth_held(worker, which) else { return };
+        let result = result(handle.attempt_id.as_str());
+        let reply = self.say(Command::Commit { handle: handle.clone(), result });
+        if is_lost {
+            return;
+        }
+        if reply == Some(Reply::Committed(CommitVerdict::Accepted)) {
+            self.acknowledged.push(handle.attempt_id.clone());
+        }
+        self.players[worker].held.remove(&handle.attempt_id);
+    }
+
+    /// Speaks for an attempt without the right to.
+    fn forge(&mut self, which: usize, is_commit: bool) {
+        let Some(attempt_id) = self.stage.world.state.attempts.keys().nth(which).cloned() else { return };
+        let handle = Handle { attempt_id, token: Token::new("forged") };
+        let command = if is_commit {
+            Command::Commit { handle, result: result("forged") }
+        } else {
+            Command::Fail { handle, kind: FailureKind::Internal, message: String::new() }
+        };
+        let decision = self.stage.step(&command);
+        assert_eq!(decision.events, [], "nothing happens without the token");
+    }
+
+    fn verify(&mut self, is_accepted: bool) {
+        let Some(pending) = self.stage.world.pending_verifications().into_iter().next() else { return };
+        let outcome = if is_accepted {
+            VerificationOutcome::Accepted(verification())
+        } else {
+            VerificationOutcome::Rejected { reason: "as the test demands".to_owned() }
+        };
+        self.say(Command::Verified { attempt: pending.attempt, outcome });
+    }
+
+    fn nth_held(&self, worker: usize, which: usize) -> Option<Handle> {
+        self.players[worker].held.values().nth(which).cloned()
+    }
+
+    fn has_open_run(&self) -> bool {
+        self.stage.world.state.runs.values().any(|run| run.end.is_none())
+    }
+
+    /// Lets honest workers go on without faults, a new one among them, until every run has ended.
+    fn finish(&mut self) {
+        self.players.push(Player::default());
+        for _ in 0..ROUNDS_MAX {
+            if !self.has_open_run() {
+                return;
+            }
+            for worker in 0..self.players.len() {
+                if self.players[worker].session.is_none() && !self.players[worker].is_leaving {
+                    self.register(worker, false);
+                }
+                self.sync(worker, false, false);
+                while !self.players[worker].held.is_empty() {
+                    self.commit(worker, 0, false);
+                }
+            }
+            while !self.stage.world.pending_verifications().is_empty() {
+                self.verify(true);
+            }
+            self.stage.pass(5);
+        }
+        let open = self.stage.world.run_views(self.stage.now).into_iter().find(|run| run.outcome.is_none());
+        panic!("a run did not end: {open:#?}");
+    }
+
+    /// Checks what must hold at the end of the day.
+    fn check_promises(&self) {
+        for attempt in &self.acknowledged {
+            let attempt = &self.stage.world.state.attempts[attempt];
+            assert!(attempt.result.is_some(), "an acknowledged result is never lost");
+        }
+        for run in self.stage.world.run_views(self.stage.now) {
+            let committed = run.members.iter().filter(|member| member.commit().is_some()).count();
+            match run.outcome {
+                Some(RunOutcome::Completed {}) => assert_eq!(committed, run.members.len()),
+                Some(RunOutcome::Failed { .. }) => assert!(run.message.contains(": "), "{}", run.message),
+                Some(RunOutcome::Cancelled { .. }) => assert!(!run.message.is_empty()),
+                None => panic!("every run has ended"),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_run_ends_once_faults_stop(actions in prop::collection::vec(action(), 1..120)) {
+        let mut play = Play::new();
+        play.act(&Action::Submit { size: 3, continue_unfinished: false });
+        for action in &actions {
+            play.act(action);
+        }
+        play.stage.restart();
+        play.finish();
+        play.check_promises();
+    }
+}

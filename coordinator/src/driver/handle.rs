@@ -1,0 +1,275 @@
+//! How the rest of the coordinator talks to the driver.
+
+use std::time::Duration;
+
+use plurality_common::{
+    attempt::{FailureKind, Handle as AttemptHandle},
+    id::{AttemptId, RunId, WorkerId},
+    limits,
+};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+use super::{Message, TICKS_PER_LEASE};
+use crate::core::{
+    Command, CommitVerdict, Instruction, MemberResult, Moment, PendingVerification, Refusal, Registered, Registration,
+    Reply, RunRequest, RunView, Submitted, SyncReport, Timing, VerificationOutcome, WorkerView, World,
+};
+
+/// Why a call was not answered.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum DriverError {
+    /// The caller's mistake; nothing has changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The coordinator is stopping, or its store has failed. The command may or may not have been stored; it may be
+    /// repeated once a coordinator is back.
+    #[error("coordinator is stopping")]
+    Stopped,
+}
+
+/// Talks to the driver. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(super) mailbox: mpsc::Sender<Message>,
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) wakes: watch::Receiver<u64>,
+    pub(super) timing: Timing,
+}
+
+impl Handle {
+    /// Has one command decided and stored.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] for the caller's mistakes, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn call(&self, command: Command) -> Result<Reply, DriverError> {
+        let (answer, reply) = oneshot::channel();
+        let message = Message::Command { command: Box::new(command), answer };
+        self.mailbox.send(message).await.map_err(|_| DriverError::Stopped)?;
+        Ok(reply.await.map_err(|_| DriverError::Stopped)??)
+    }
+
+    /// Opens or re-opens a worker's session.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn register(&self, registration: Registration) -> Result<Registered, DriverError> {
+        match self.call(Command::Register(registration)).await? {
+            Reply::Registered(registered) => Ok(registered),
+            other => unreachable!("the core answered Register with {other:?}"),
+        }
+    }
+
+    /// Takes a heartbeat in and waits for something to do: at most [`Timing::idle_sync`] for a worker that holds
+    /// nothing, at most one heartbeat for any other, not at all for one that leaves empty-handed. Empty if there is
+    /// nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn sync(&self, report: SyncReport) -> Result<Vec<Instruction>, DriverError> {
+        let is_idle = report.attempts.is_empty();
+        let wait = match (is_idle, report.is_leaving) {
+            (true, true) => Duration::ZERO,
+            (true, false) => self.timing.idle_sync,
+            (false, _) => limits::HEARTBEAT.min(self.timing.lease / TICKS_PER_LEASE),
+        };
+        let deadline = Instant::now() + wait;
+        // Before the first question, so that no wake-up between question and wait is missed.
+        let mut wakes = self.wakes.clone();
+        wakes.mark_unchanged();
+        let mut command = Command::Sync(report.clone());
+        loop {
+            let instructions = match self.call(command).await? {
+                Reply::Synced(instructions) => instructions,
+                other => unreachable!("the core answered Sync with {other:?}"),
+            };
+            if !instructions.is_empty() {
+                return Ok(instructions);
+            }
+            match timeout_at(deadline, wakes.changed()).await {
+                Err(_elapsed) => return Ok(Vec::new()),
+                Ok(Err(_closed)) => return Err(DriverError::Stopped),
+                Ok(Ok(())) => command = Command::Poll(report.clone()),
+            }
+        }
+    }
+
+    /// Hands over a result whose blobs are stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn commit(&self, handle: AttemptHandle, result: MemberResult) -> Result<CommitVerdict, DriverError> {
+        match self.call(Command::Commit { handle, result }).await? {
+            Reply::Committed(verdict) => Ok(verdict),
+            other => unreachable!("the core answered Commit with {other:?}"),
+        }
+    }
+
+    /// Gives an attempt up.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn fail(&self, handle: AttemptHandle, kind: FailureKind, message: String) -> Result<(), DriverError> {
+        self.done(Command::Fail { handle, kind, message }).await
+    }
+
+    /// Asks for a run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn submit(
+        &self,
+        request: RunRequest,
+        seed: Option<u64>,
+        continue_unfinished: bool,
+    ) -> Result<Submitted, DriverError> {
+        match self.call(Command::Submit { request, seed, continue_unfinished }).await? {
+            Reply::Submitted(submitted) => Ok(submitted),
+            other => unreachable!("the core answered Submit with {other:?}"),
+        }
+    }
+
+    /// Ends a run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn cancel(&self, run: RunId, reason: String) -> Result<(), DriverError> {
+        self.done(Command::Cancel { run, reason }).await
+    }
+
+    /// Asks a worker to leave.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn drain(&self, worker: WorkerId) -> Result<(), DriverError> {
+        self.done(Command::Drain { worker }).await
+    }
+
+    /// Reports the coordinator's judgement of a result.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn verified(&self, attempt: AttemptId, outcome: VerificationOutcome) -> Result<(), DriverError> {
+        self.done(Command::Verified { attempt, outcome }).await
+    }
+
+    /// Reports that a worker's process has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn worker_left(&self, worker: WorkerId, is_crash: bool) -> Result<(), DriverError> {
+        self.done(Command::WorkerLeft { worker, is_crash }).await
+    }
+
+    /// Finds a run by its id, an unambiguous beginning of it, or `last` for the newest.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] if none or several fit, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn find_run(&self, selector: String) -> Result<RunId, DriverError> {
+        Ok(self.ask(move |world, _| world.state.find_run(&selector)).await??)
+    }
+
+    /// Finds a worker by its id, an unambiguous beginning of it, or its name.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] if none or several fit, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn find_worker(&self, selector: String) -> Result<WorkerId, DriverError> {
+        Ok(self.ask(move |world, _| world.state.find_worker(&selector)).await??)
+    }
+
+    /// Shows one run, progress included.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] if there is no such run, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn run_view(&self, run: &RunId) -> Result<RunView, DriverError> {
+        let id = run.clone();
+        let view = self.ask(move |world, now| world.run_view(&id, now)).await?;
+        Ok(view.ok_or_else(|| Refusal::UnknownRun { run: run.to_string() })?)
+    }
+
+    /// Shows all runs, newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Stopped`] if nobody will answer.
+    pub async fn run_views(&self) -> Result<Vec<RunView>, DriverError> {
+        self.ask(World::run_views).await
+    }
+
+    /// Shows one worker.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] if there is no such worker, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn worker_view(&self, worker: &WorkerId) -> Result<WorkerView, DriverError> {
+        let id = worker.clone();
+        let view = self.ask(move |world, now| world.worker_view(&id, now)).await?;
+        Ok(view.ok_or_else(|| Refusal::UnknownWorker { worker: worker.to_string() })?)
+    }
+
+    /// Shows all workers: open sessions first.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Stopped`] if nobody will answer.
+    pub async fn worker_views(&self) -> Result<Vec<WorkerView>, DriverError> {
+        self.ask(World::worker_views).await
+    }
+
+    /// Lists results to judge, first come first, one of each member. Also right after a restart; ask again after each
+    /// of [`Handle::changes`].
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Stopped`] if nobody will answer.
+    pub async fn pending_verifications(&self) -> Result<Vec<PendingVerification>, DriverError> {
+        self.ask(|world, _| world.pending_verifications()).await
+    }
+
+    /// Returns a counter that moves whenever something has happened that is stored. Progress is not: who shows it asks
+    /// again from time to time. The channel closes when the driver ends.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Asks the driver to end after what waits before this message. The task's own result says how that went.
+    pub async fn stop(&self) {
+        // An error means that it has ended already.
+        let _ended = self.mailbox.send(Message::Stop).await;
+    }
+
+    async fn done(&self, command: Command) -> Result<(), DriverError> {
+        match self.call(command).await? {
+            Reply::Done => Ok(()),
+            other => unreachable!("the core answered a command without result with {other:?}"),
+        }
+    }
+
+    /// Has `question` answered from a state that is on disk.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&World, Moment) -> T + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let (answer, reply) = oneshot::channel();
+        // A caller that no longer waits needs no answer.
+        let message = Message::Question(Box::new(move |world, now| drop(answer.send(question(world, now)))));
+        self.mailbox.send(message).await.map_err(|_| DriverError::Stopped)?;
+        reply.await.map_err(|_| DriverError::Stopped)
+    }
+}

@@ -1,0 +1,318 @@
+//! The driver on paused time with a store in memory.
+
+use std::{future::Future, time::Duration};
+
+use plurality_common::{
+    attempt::{DeterminismClass, Handle as AttemptHandle, Progress},
+    blob::BlobRef,
+    dataset::DatasetRef,
+    digest::Digest,
+    id::{InstanceId, MemberIndex, RunId, WorkerId},
+    limits,
+};
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::{Driver, DriverError, Environment, Handle, StartError};
+use crate::{
+    core::{
+        AttemptReport, AttemptStatus, CommitVerdict, Event, Instruction, MemberResult, PendingVerification, RecipeText,
+        Refusal, Registration, RunOutcome, RunRequest, Start, SyncReport, Timing, Verification, VerificationOutcome,
+        WallTime, WorkerProfile,
+    },
+    store::{EventStore, MemoryStore, StoreError},
+};
+
+/// A driver's handle and the task's own result.
+type Running = (Handle, JoinHandle<Result<(), StoreError>>);
+
+async fn start(store: &MemoryStore) -> Running {
+    Driver::spawn(store.clone(), Environment::system(Timing::default())).await.unwrap()
+}
+
+fn request(size: u32) -> RunRequest {
+    let blob = BlobRef::of(b"images");
+    let recipe = RecipeText { name: "smoke".into(), json: "{}".into(), sha256: Digest::of(b"{}") };
+    let dataset = DatasetRef { train_images: blob, train_labels: blob, test_images: blob };
+    RunRequest { recipe, dataset, test_labels: blob, size }
+}
+
+fn registration(name: &str, held: Vec<AttemptHandle>) -> Registration {
+    let profile = WorkerProfile {
+        name: name.into(),
+        software_version: "0.1.0".into(),
+        slots: 1,
+        threads_per_slot: 1,
+        device: "cpu".into(),
+        cores: 1,
+    };
+    Registration { instance: InstanceId::new(name), profile, held }
+}
+
+fn idle(worker: &WorkerId) -> SyncReport {
+    SyncReport { worker: worker.clone(), free_slots: 1, attempts: vec![], is_leaving: false }
+}
+
+fn busy(worker: &WorkerId, handle: &AttemptHandle) -> SyncReport {
+    let report = AttemptReport { handle: handle.clone(), progress: Progress::default(), class: None };
+    SyncReport { worker: worker.clone(), free_slots: 0, attempts: vec![report], is_leaving: false }
+}
+
+fn result() -> MemberResult {
+    let class = DeterminismClass {
+        libtorch_version: "2.11.0".into(),
+        device_model: "abacus".into(),
+        instruction_set: "beads".into(),
+        threads: 1,
+        flags: String::new(),
+        trainer_version: "0.1.0".into(),
+    };
+    MemberResult {
+        checkpoint: BlobRef::of(b"checkpoint"),
+        predictions: BlobRef::of(b"predictions"),
+        validation_accuracy: None,
+        train_seconds: 1.0,
+        train_cpu_seconds: 1.0,
+        class,
+    }
+}
+
+fn only_start(instructions: &[Instruction]) -> &Start {
+    match instructions {
+        [Instruction::Start(start)] => start,
+        other => panic!("expected one member to start, found {other:?}"),
+    }
+}
+
+/// Runs `future` and returns what it gives and how much (paused) time it took.
+async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
+    let began = Instant::now();
+    (future.await, began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_command_is_stored_and_survives_a_restart() {
+    let store = MemoryStore::default();
+    let (handle, task) = start(&store).await;
+    let submitted = handle.submit(request(2), None, false).await.unwrap();
+    assert!(matches!(store.events().as_slice(), [Event::RunSubmitted { .. }]));
+    let before = handle.run_view(&submitted.run).await.unwrap();
+    handle.stop().await;
+    task.await.unwrap().unwrap();
+
+    let (handle, _task) = start(&store).await;
+    assert_eq!(handle.run_view(&submitted.run).await.unwrap(), before);
+    let again = handle.submit(request(2), None, true).await.unwrap();
+    assert_eq!((again.run, again.is_continued), (submitted.run, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_that_wait_together_share_a_transaction() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let calls = (0..100).map(|_| handle.submit(request(1), None, false));
+    for call in futures::future::join_all(calls).await {
+        call.unwrap();
+    }
+    assert_eq!(store.events().len(), 100);
+    assert!(store.appends() < 10, "{} transactions for 100 commands", store.appends());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_ends_the_driver_and_every_waiting_call() {
+    let store = MemoryStore::default();
+    let (handle, task) = start(&store).await;
+    let run = handle.submit(request(1), None, false).await.unwrap().run;
+    store.fail_after(0);
+    let (submitted, cancelled, seen) =
+        tokio::join!(handle.submit(request(2), None, false), handle.cancel(run, "no".into()), handle.run_views());
+    assert_eq!(submitted, Err(DriverError::Stopped));
+    assert_eq!(cancelled, Err(DriverError::Stopped));
+    assert_eq!(seen, Err(DriverError::Stopped), "nobody sees a state that is not stored");
+    assert!(matches!(task.await.unwrap(), Err(StoreError::Injected)));
+    assert_eq!(handle.run_views().await, Err(DriverError::Stopped));
+
+    store.recover();
+    let (handle, _task) = start(&store).await;
+    let runs = handle.run_views().await.unwrap();
+    assert_eq!(runs.len(), 1, "what was not acknowledged is not there");
+    assert_eq!(runs[0].outcome, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_contradicts_itself_is_refused() {
+    let store = MemoryStore::default();
+    let (handle, task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    handle.submit(request(1), None, false).await.unwrap();
+    let instructions = handle.sync(idle(&worker)).await.unwrap();
+    let attempt = only_start(&instructions).handle.attempt_id.clone();
+    handle.stop().await;
+    task.await.unwrap().unwrap();
+
+    let mut forged = store.clone();
+    let verification =
+        Verification { test_correct: 1, test_total: 1, disagreements: 0, predictions: BlobRef::of(b"forged") };
+    let commit = Event::MemberCommitted { attempt, verification, at: WallTime(0) };
+    forged.append(&[commit]).await.unwrap();
+    let Err(error) = Driver::spawn(forged, Environment::system(Timing::default())).await else {
+        panic!("a member is committed without a result")
+    };
+    assert!(matches!(error, StartError::Broken(_)), "{error}");
+    assert_eq!(error.to_string(), "event log contradicts itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_is_answered_when_there_is_work_or_after_the_longest_wait() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    let (instructions, waited) = timed(handle.sync(idle(&worker))).await;
+    assert_eq!(instructions, Ok(vec![]));
+    assert_eq!(waited, limits::IDLE_SYNC);
+
+    let submit = async {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        handle.submit(request(1), None, false).await.unwrap()
+    };
+    let ((instructions, waited), submitted) = tokio::join!(timed(handle.sync(idle(&worker))), submit);
+    assert_eq!(only_start(&instructions.unwrap()).run, submitted.run);
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_worker_hears_of_a_cancelled_run_at_once_and_else_after_a_heartbeat() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    let run = handle.submit(request(1), None, false).await.unwrap().run;
+    let instructions = handle.sync(idle(&worker)).await.unwrap();
+    let attempt = only_start(&instructions).handle.clone();
+
+    let (instructions, waited) = timed(handle.sync(busy(&worker, &attempt))).await;
+    assert_eq!((instructions, waited), (Ok(vec![]), limits::HEARTBEAT));
+
+    let cancel = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        handle.cancel(run, "on request".into()).await.unwrap();
+    };
+    let ((instructions, waited), ()) = tokio::join!(timed(handle.sync(busy(&worker, &attempt))), cancel);
+    assert!(matches!(instructions.as_deref(), Ok([Instruction::Stop(_)])), "{instructions:?}");
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_with_empty_hands_is_not_kept_waiting() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    let leaving = SyncReport { is_leaving: true, ..idle(&worker) };
+    assert_eq!(timed(handle.sync(leaving)).await, (Ok(vec![]), Duration::ZERO));
+    let refused = handle.sync(idle(&worker)).await;
+    assert!(matches!(refused, Err(DriverError::Refused(Refusal::UnknownWorker { .. }))), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_wake_nobody_and_store_nothing() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    handle.submit(request(1), None, false).await.unwrap();
+    let instructions = handle.sync(idle(&worker)).await.unwrap();
+    let attempt = only_start(&instructions).handle.clone();
+    handle.sync(busy(&worker, &attempt)).await.unwrap();
+
+    let (mut changes, mut wakes) = (handle.changes(), handle.wakes.clone());
+    changes.mark_unchanged();
+    wakes.mark_unchanged();
+    let appends = store.appends();
+    for _ in 0..50 {
+        handle.sync(busy(&worker, &attempt)).await.unwrap();
+    }
+    assert_eq!(store.appends(), appends);
+    assert!(!changes.has_changed().unwrap() && !wakes.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_runs_out_by_itself_and_not_for_who_reports() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let run = handle.submit(request(2), None, false).await.unwrap().run;
+    let mut attempts = Vec::new();
+    for name in ["loud", "silent"] {
+        let worker = handle.register(registration(name, vec![])).await.unwrap().worker;
+        let instructions = handle.sync(idle(&worker)).await.unwrap();
+        attempts.push((worker, only_start(&instructions).handle.clone()));
+    }
+    let (loud, loud_attempt) = &attempts[0];
+    let until = Instant::now() + limits::LEASE + Duration::from_secs(2);
+    while Instant::now() < until {
+        handle.sync(busy(loud, loud_attempt)).await.unwrap();
+    }
+    let view = handle.run_view(&run).await.unwrap();
+    let statuses: Vec<_> = view.members.iter().map(|member| &member.attempts[0].status).collect();
+    assert_eq!(statuses, [&AttemptStatus::Running, &AttemptStatus::Suspect]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_waits_for_verification_also_after_a_restart() {
+    let store = MemoryStore::default();
+    let (handle, task) = start(&store).await;
+    let worker = handle.register(registration("w", vec![])).await.unwrap().worker;
+    let run = handle.submit(request(1), Some(9), false).await.unwrap().run;
+    let instructions = handle.sync(idle(&worker)).await.unwrap();
+    let attempt = only_start(&instructions).handle.clone();
+    assert_eq!(handle.commit(attempt.clone(), result()).await, Ok(CommitVerdict::Accepted));
+    handle.stop().await;
+    task.await.unwrap().unwrap();
+
+    let (handle, _task) = start(&store).await;
+    let pending = handle.pending_verifications().await.unwrap();
+    assert_eq!(pending.len(), 1);
+    let PendingVerification { attempt: waiting, member, run_seed, .. } = &pending[0];
+    assert_eq!((waiting, *member, *run_seed), (&attempt.attempt_id, MemberIndex(0), 9));
+
+    let predictions = BlobRef::of(b"verified");
+    let verification = Verification { test_correct: 9, test_total: 10, disagreements: 0, predictions };
+    handle.verified(attempt.attempt_id.clone(), VerificationOutcome::Accepted(verification.clone())).await.unwrap();
+    assert_eq!(handle.pending_verifications().await.unwrap(), []);
+    let view = handle.run_view(&run).await.unwrap();
+    assert_eq!(view.outcome, Some(RunOutcome::Completed {}));
+    assert_eq!(view.members[0].commit().unwrap().verification, &verification);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_and_workers_are_found_by_what_people_type() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let unknown = handle.find_run("last".into()).await.unwrap_err();
+    assert_eq!(unknown.to_string(), "no run is called \"last\"");
+    let first = handle.submit(request(1), None, false).await.unwrap().run;
+    let second = handle.submit(request(1), None, false).await.unwrap().run;
+    assert_eq!(handle.find_run("last".into()).await.unwrap(), second);
+    assert_eq!(handle.find_run(first.to_string()).await.unwrap(), first);
+    // Both were made at about the same time, so their ids begin alike.
+    let ambiguous = handle.find_run(first.as_str()[..4].to_owned()).await.unwrap_err();
+    assert!(matches!(ambiguous, DriverError::Refused(Refusal::Ambiguous { .. })), "{ambiguous}");
+    let prefix = (1..=first.as_str().len()).map(|end| &first.as_str()[..end]);
+    let mut unambiguous = prefix.filter(|prefix| !second.as_str().starts_with(prefix));
+    assert_eq!(handle.find_run(unambiguous.next().unwrap().to_owned()).await.unwrap(), first);
+
+    let worker = handle.register(registration("box", vec![])).await.unwrap().worker;
+    assert_eq!(handle.find_worker("box".into()).await.unwrap(), worker);
+    assert_eq!(handle.find_worker(worker.as_str()[..8].to_owned()).await.unwrap(), worker);
+    assert_eq!(handle.worker_view(&worker).await.unwrap().profile.name, "box");
+    let unknown = handle.find_worker("bus".into()).await.unwrap_err();
+    assert_eq!(unknown.to_string(), "no worker called \"bus\" has an open session");
+    assert!(handle.run_view(&RunId::new("none")).await.is_err());
+    assert!(handle.worker_view(&WorkerId::new("none")).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_ends_when_nobody_holds_it_any_more() {
+    let store = MemoryStore::default();
+    let (handle, task) = start(&store).await;
+    let mut changes = handle.changes();
+    drop(handle);
+    task.await.unwrap().unwrap();
+    assert!(changes.changed().await.is_err(), "who watches for changes learns of the end");
+}

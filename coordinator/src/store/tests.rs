@@ -1,0 +1,175 @@
+//! Promises of the store on disk, on real files.
+
+use std::{fs, path::Path};
+
+use plurality_common::id::{RunId, WorkerId};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use tempfile::TempDir;
+
+use super::{EventStore, SqliteStore, StoreError};
+use crate::core::{Event, RunOutcome, WallTime};
+
+fn event(number: i64) -> Event {
+    Event::WorkerDraining { worker: WorkerId::new(format!("worker {number}")), at: WallTime(number) }
+}
+
+fn events(numbers: std::ops::Range<i64>) -> Vec<Event> {
+    numbers.map(event).collect()
+}
+
+/// Opens the log and reads it.
+async fn open(folder: &Path) -> Result<(SqliteStore, Vec<Event>), StoreError> {
+    let mut store = SqliteStore::open(folder).await?;
+    let events = store.load().await?;
+    Ok((store, events))
+}
+
+/// Makes a log of ten events.
+async fn ten_events() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let (mut store, _) = open(folder.path()).await.unwrap();
+    store.append(&events(0..4)).await.unwrap();
+    store.append(&events(4..10)).await.unwrap();
+    store.close().await.unwrap();
+    folder
+}
+
+/// Changes the database behind the store's back.
+async fn tamper(folder: &TempDir, sql: &'static str) {
+    let options = SqliteConnectOptions::new().filename(folder.path().join("events.sqlite"));
+    let mut connection: SqliteConnection = options.connect().await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+async fn refusal(folder: &TempDir) -> StoreError {
+    match open(folder.path()).await {
+        Err(error) => error,
+        Ok((_, events)) => panic!("{} events were read", events.len()),
+    }
+}
+
+#[tokio::test]
+async fn events_come_back_as_they_were_appended() {
+    let folder = ten_events().await;
+    let (mut store, found) = open(folder.path()).await.unwrap();
+    assert_eq!(found, events(0..10));
+    let last = Event::RunFinished {
+        run: RunId::new("r"),
+        outcome: RunOutcome::Cancelled { reason: "quotes ' \" and \u{1f5f3} and \0".into() },
+        at: WallTime(-1),
+    };
+    store.append(std::slice::from_ref(&last)).await.unwrap();
+    store.close().await.unwrap();
+    let (_, found) = open(folder.path()).await.unwrap();
+    assert_eq!(found.len(), 11);
+    assert_eq!(found.last(), Some(&last));
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_on_disk_when_the_process_dies() {
+    let folder = TempDir::new().unwrap();
+    let (mut store, _) = open(folder.path()).await.unwrap();
+    for number in 0..20 {
+        store.append(&events(number..number + 1)).await.unwrap();
+        // What a process that is killed here leaves behind: the files as they are now.
+        let remains = TempDir::new().unwrap();
+        for name in ["events.sqlite", "events.sqlite-wal"] {
+            fs::copy(folder.path().join(name), remains.path().join(name)).unwrap();
+        }
+        let (_, found) = open(remains.path()).await.unwrap();
+        assert_eq!(found, events(0..number + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_torn_end_of_the_journal_loses_only_what_was_never_acknowledged() {
+    let folder = TempDir::new().unwrap();
+    let (mut store, _) = open(folder.path()).await.unwrap();
+    store.append(&events(0..5)).await.unwrap();
+    let wal = folder.path().join("events.sqlite-wal");
+    let acknowledged = fs::metadata(&wal).unwrap().len();
+    store.append(&events(5..10)).await.unwrap();
+    let written = fs::metadata(&wal).unwrap().len();
+    for length in [acknowledged, acknowledged + 1, (acknowledged + written) / 2, written - 1] {
+        let remains = TempDir::new().unwrap();
+        fs::copy(folder.path().join("events.sqlite"), remains.path().join("events.sqlite")).unwrap();
+        let torn = &fs::read(&wal).unwrap()[..usize::try_from(length).unwrap()];
+        fs::write(remains.path().join("events.sqlite-wal"), torn).unwrap();
+        let (_, found) = open(remains.path()).await.unwrap();
+        assert_eq!(found, events(0..5), "journal cut at byte {length}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_coordinator_on_the_same_folder_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (first, _) = open(folder.path()).await.unwrap();
+    let error = refusal(&folder).await;
+    assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    assert!(error.to_string().ends_with("is in use by another coordinator, expected one coordinator per folder"));
+    first.close().await.unwrap();
+    open(folder.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_of_another_version_is_refused_by_name() {
+    let folder = ten_events().await;
+    tamper(&folder, "UPDATE meta SET value = 'plurality-events/2'").await;
+    let error = refusal(&folder).await.to_string();
+    assert_eq!(error, "event log has format \"plurality-events/2\", this program knows \"plurality-events/1\"");
+}
+
+#[tokio::test]
+async fn damage_is_found_and_named() {
+    let cases = [
+        ("UPDATE events SET body = replace(body, '3', '4') WHERE sequence = 4", "event 4 does not have the digest"),
+        ("UPDATE events SET digest = 'none' WHERE sequence = 10", "event 10 does not have the digest"),
+        ("DELETE FROM events WHERE sequence = 5", "expected event 5, found 6"),
+        ("DELETE FROM events WHERE sequence = 1", "expected event 1, found 2"),
+        (
+            "DELETE FROM events WHERE sequence = 3; UPDATE events SET sequence = sequence - 1 WHERE sequence > 3",
+            "event 3 does not have the digest",
+        ),
+    ];
+    for (sql, expected) in cases {
+        let folder = ten_events().await;
+        tamper(&folder, sql).await;
+        let error = refusal(&folder).await.to_string();
+        assert!(error.contains(expected), "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_event_is_named() {
+    let folder = TempDir::new().unwrap();
+    SqliteStore::open(folder.path()).await.unwrap().close().await.unwrap();
+    let body = "{\"event\":\"worker-danced\"}";
+    let digest = super::sqlite::link(&super::sqlite::empty_chain(), body);
+    let options = SqliteConnectOptions::new().filename(folder.path().join("events.sqlite"));
+    let mut connection = options.connect().await.unwrap();
+    let insert = sqlx::query("INSERT INTO events (sequence, body, digest) VALUES (1, ?, ?)");
+    insert.bind(body).bind(digest.to_string()).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let error = refusal(&folder).await;
+    assert!(matches!(error, StoreError::Unreadable { sequence: 1, .. }), "{error}");
+    assert_eq!(error.to_string(), "event log is damaged: event 1 cannot be read");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let folder = ten_events().await;
+    fs::write(folder.path().join("events.sqlite"), [b'x'; 8192]).unwrap();
+    let error = refusal(&folder).await;
+    assert!(matches!(error, StoreError::Database { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_named() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = SqliteStore::open(&file.join("state")).await.unwrap_err();
+    assert!(matches!(error, StoreError::Folder { .. }), "{error}");
+    assert!(error.to_string().contains("state"));
+}
