@@ -1,6 +1,6 @@
 //! The pure heart of the coordinator: what is known, what is decided, what has happened.
 //!
-//! [`decide`] turns a command into events, [`State::apply`] turns events into state, and nothing else changes it; a
+//! [`decide()`] turns a command into events, [`State::apply`] turns events into state, and nothing else changes it; a
 //! replay of the stored events gives the same state. Time and randomness are arguments. No async runtime, socket, file,
 //! clock or generator is named here.
 //!

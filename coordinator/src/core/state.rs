@@ -1,4 +1,4 @@
-//! What is known for ever: runs, members, attempts, workers. Changed by [`super::apply`] alone.
+//! What is known for ever: runs, members, attempts, workers. Changed by `apply` alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
