@@ -10,12 +10,12 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from machine import ROOT, provenance
+
 BASELINE = ROOT / "benches" / "pytorch_baseline.py"
 RECIPE = ROOT / "benches" / "lecture-network.toml"
 TRAINER = ROOT / "target" / "release" / "worker-trainer"
@@ -57,18 +57,6 @@ def measure(commands, batch, arguments):
     return rates
 
 
-def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def commit():
-    described = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return described.stdout.strip() or "unknown"
-
-
 def page(results, arguments):
     lines = [
         "# Throughput of the trainer beside PyTorch",
@@ -77,9 +65,7 @@ def page(results, arguments):
         f"shifts, Nesterov momentum and weight decay. Medians of {arguments.rounds} rounds of {arguments.seconds:g} s each, in turns in one run; lowest and",
         "highest in brackets. The ratio is to the fastest mode of PyTorch, which uses the same LibTorch 2.11.0.",
         "",
-        f"- Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        f"- Commit: {commit()}",
-        f"- Command: `benches/throughput.py {' '.join(sys.argv[1:])}`".rstrip("` ") + "`",
+        *provenance("benches/throughput.py"),
         "",
         "| batch | " + " | ".join(results[0][1]) + " | ratio |",
         "|" + "---|" * (len(results[0][1]) + 2),

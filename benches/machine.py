@@ -1,0 +1,31 @@
+"""What a measurement must be quoted with: the processor, the commit, the command."""
+
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def processor():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def commit():
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip() or "unknown"
+
+
+def provenance(program):
+    """The lines that head every page of results."""
+    command = " ".join([program, *sys.argv[1:]])
+    return [
+        f"- Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        f"- Commit: {commit()}",
+        f"- Command: `{command}`",
+    ]
