@@ -1,4 +1,5 @@
-//! The trainer (LibTorch) and the coordinator (candle) are two implementations of one network: they must agree.
+//! The trainer (LibTorch) and the coordinator (candle) are two implementations of one network, and plain PyTorch is a
+//! third: they must agree.
 
 use std::{
     fs,
@@ -90,4 +91,22 @@ fn both_implementations_agree_on_dropout_scaled_at_evaluation() {
     let verified = check(&recipe);
     assert_eq!(verified.differing, 0);
     assert!(verified.max_abs_difference < PROBABILITY_TOLERANCE, "{}", verified.max_abs_difference);
+}
+
+#[test]
+fn plain_pytorch_predicts_the_same_where_it_is_installed() {
+    let python = std::env::var("PLURALITY_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let imports = Command::new(&python).args(["-c", "import torch, numpy, safetensors"]).stderr(Stdio::null()).status();
+    if !imports.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {python} has no torch, numpy and safetensors; name one that has by PLURALITY_PYTHON");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    train(&recipes::every_layer(), folder.path());
+    let output = Command::new(&python)
+        .arg(workspace::root().join("tests/pytorch/check_checkpoint.py"))
+        .args([folder.path().join(CHECKPOINT_FILE), folder.path().join(PREDICTIONS_FILE)])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
