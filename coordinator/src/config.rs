@@ -233,7 +233,7 @@ pub struct RequestSettings {
 pub struct RunSettings {
     /// What is to be trained.
     pub request: RequestSettings,
-    /// Folder for the results; `results/<run id>` if absent.
+    /// Folder for the results; `results/RUN` if absent.
     pub out: Option<PathBuf>,
     /// The vote that is good enough.
     pub min_accuracy: Option<Percent>,
@@ -373,7 +373,7 @@ mod tests {
             ("--recipe", request.recipe),
             ("--listen", server.listen.to_string()),
             ("--state", server.state.display().to_string()),
-            ("--out", format!("{OUT_DEFAULT}/<run id>")),
+            ("--out", format!("{OUT_DEFAULT}/RUN")),
         ] {
             let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
             let about = about.split(" --").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,6 +1,6 @@
 //! A run's progress as it is watched: bars on a terminal, plain lines elsewhere.
 //!
-//! Both are made from the run as its coordinator shows it; [`Story`] turns two such pictures into lines and is pure.
+//! Both are made from the run as its coordinator shows it; `Story` turns two such pictures into lines and is pure.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -182,7 +182,11 @@ fn details(member: &Member) -> String {
     if let Some(accuracy) = progress.validation_accuracy {
         text += &format!(", validation {:.2} %", accuracy * 100.0);
     }
-    text + &format!(", {:.0} images/s", progress.images_per_second)
+    // None were trained on since the last report while the worker evaluates: that is not a speed.
+    if progress.images_per_second >= 1.0 {
+        text += &format!(", {:.0} images/s", progress.images_per_second);
+    }
+    text
 }
 
 /// Bars: one for each member that is being trained or checked, and a line for the whole below them.
@@ -257,7 +261,10 @@ fn short_details(member: &Member) -> String {
     if let Some(accuracy) = progress.validation_accuracy {
         text += &format!(", val {:.2} %", accuracy * 100.0);
     }
-    text + &format!(", {:.0}/s, {}", progress.images_per_second, member.worker_name)
+    if progress.images_per_second >= 1.0 {
+        text += &format!(", {:.0}/s", progress.images_per_second);
+    }
+    text + ", " + &member.worker_name
 }
 
 /// Returns one line about the whole run.

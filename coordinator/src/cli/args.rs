@@ -106,7 +106,7 @@ pub struct RunArgs {
     /// What is to be trained.
     #[command(flatten)]
     pub request: RequestArgs,
-    /// Folder for the report and the checkpoints [default: results/<run id>]
+    /// Folder for the report and the checkpoints [default: results/RUN]
     #[arg(long, value_name = "DIR", env = "PLURALITY_OUT", hide_env = true)]
     pub out: Option<PathBuf>,
     /// Exits with 4 if fewer than this percentage of the test images are voted right, such as 99.5
