@@ -18,6 +18,9 @@ endif
 override LIBTORCH := $(abspath $(LIBTORCH))
 export LIBTORCH
 
+# Where cargo puts what it builds.
+BUILT := $(or $(CARGO_TARGET_DIR),target)/release
+
 # One feature set for every command below, for the same reason as one profile.
 CARGO_FLAGS := --release --workspace --features plurality-worker/torch
 BUF := .tools/buf-1.75.0
@@ -37,13 +40,13 @@ build: setup ## build coordinator, worker and worker-trainer into target/release
 	@cargo build $(CARGO_FLAGS)
 
 run: build ## train five networks on this machine and report their vote (ARGS='...' for more flags)
-	@target/release/coordinator --ensemble 5 --local-workers auto $(ARGS)
+	@$(BUILT)/coordinator --ensemble 5 --local-workers auto $(ARGS)
 
 try: build ## the same with the smoke recipe: a taste in about a minute
-	@target/release/coordinator --ensemble 5 --local-workers auto --recipe smoke $(ARGS)
+	@$(BUILT)/coordinator --ensemble 5 --local-workers auto --recipe smoke $(ARGS)
 
 test: build ## run all tests, doctests too
-	@cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked
+	@cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --version 0.9.143 --locked
 	@cargo test $(CARGO_FLAGS) --doc --quiet
 	@cargo nextest run $(CARGO_FLAGS)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Where cargo put the programs that are measured.
+BUILT = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
 
 
 def processor():

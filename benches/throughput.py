@@ -14,11 +14,11 @@ import statistics
 import subprocess
 import sys
 
-from machine import ROOT, provenance
+from machine import BUILT, ROOT, provenance
 
 BASELINE = ROOT / "benches" / "pytorch_baseline.py"
 RECIPE = ROOT / "benches" / "lecture-network.toml"
-TRAINER = ROOT / "target" / "release" / "worker-trainer"
+TRAINER = BUILT / "worker-trainer"
 RESULT = ROOT / "docs" / "results" / "throughput.md"
 MODES = ("eager", "channels-last", "compile")
 

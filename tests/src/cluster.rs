@@ -119,6 +119,28 @@ impl Drop for Process {
     }
 }
 
+/// Processes that are stopped; killed if they still exist when this is dropped, because nothing else would end them.
+pub struct Stopped(Vec<u32>);
+
+impl Stopped {
+    /// Stops processes `ids` with SIGSTOP.
+    pub fn stop(ids: Vec<u32>) -> Self {
+        ids.iter().for_each(|id| send_signal(*id, "STOP"));
+        Self(ids)
+    }
+
+    /// Lets them go on.
+    pub fn go_on(mut self) {
+        self.0.drain(..).for_each(|id| send_signal(id, "CONT"));
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.iter().filter(|id| is_running(**id)).for_each(|id| send_signal(*id, "KILL"));
+    }
+}
+
 /// Sends `signal` to process `id`.
 ///
 /// # Panics
@@ -150,13 +172,13 @@ fn parent_of(id: u32) -> Option<u32> {
 
 /// A coordinator that takes runs, and its workers, in a folder of their own.
 pub struct Cluster {
-    /// Everything of this cluster; removed at the end.
-    pub folder: TempDir,
-    /// Where the coordinator listens.
-    pub address: SocketAddr,
     /// The coordinator.
     pub coordinator: Process,
+    /// Where the coordinator listens.
+    pub address: SocketAddr,
     starts: usize,
+    /// Everything of this cluster; last, so that it is removed after the processes that write into it have ended.
+    pub folder: TempDir,
 }
 
 impl Cluster {

@@ -2,6 +2,7 @@
 //! third: they must agree.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     path::Path,
@@ -10,7 +11,7 @@ use std::{
 
 use plurality_common::{
     idx::{Images, Labels},
-    recipe::Recipe,
+    recipe::{DropoutScaling, Recipe, layer_kinds},
     trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerSpec},
 };
 use plurality_coordinator::verify::{Checker, Expected, Verified};
@@ -73,19 +74,19 @@ fn test_set() -> (Images, Labels) {
 #[test]
 fn both_implementations_agree_on_every_kind_of_layer() {
     let recipe = recipes::every_layer();
-    let kinds: std::collections::BTreeSet<_> = recipe.network.layers.iter().map(|layer| layer.kind()).collect();
-    assert_eq!(kinds.len(), 8, "a kind of layer is missing from the recipe: {kinds:?}");
+    let used: BTreeSet<_> = recipe.network.layers.iter().map(|layer| layer.kind()).collect();
+    assert_eq!(used, layer_kinds().collect(), "the recipe must have every kind of layer");
     let verified = check(&recipe);
     assert_eq!(verified.differing, 0);
     assert!(verified.max_abs_difference < PROBABILITY_TOLERANCE, "{}", verified.max_abs_difference);
-    let spread = verified.predictions.labels().into_iter().collect::<std::collections::BTreeSet<_>>();
+    let spread = verified.predictions.labels().into_iter().collect::<BTreeSet<_>>();
     assert!(spread.len() > 5, "a network that says the same of every image shows nothing: {spread:?}");
 }
 
 #[test]
 fn both_implementations_agree_on_dropout_scaled_at_evaluation() {
     let mut recipe = recipes::every_layer();
-    recipe.network.dropout_scaling = plurality_common::recipe::DropoutScaling::Evaluation;
+    recipe.network.dropout_scaling = DropoutScaling::Evaluation;
     let layers = &mut recipe.network.layers;
     layers.retain(|layer| layer.kind() != "batch-norm" && layer.kind() != "sigmoid");
     let verified = check(&recipe);

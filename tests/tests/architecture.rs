@@ -118,11 +118,42 @@ fn generated_types_appear_only_where_messages_enter_and_leave() {
     assert_none(lines_naming(&common, &["plurality_proto"]));
 }
 
+/// Where tasks and threads may be started: each of these keeps the handle and waits for it, or ends with the process.
+const STARTERS: [&str; 4] = [
+    "coordinator/src/driver.rs",
+    "coordinator/src/local_workers.rs",
+    "coordinator/src/server.rs",
+    "worker/src/torch/pipe.rs",
+];
+
 #[test]
-fn every_channel_is_bounded_and_every_task_is_tracked() {
+fn every_channel_is_bounded_by_a_named_constant() {
     for folder in ["coordinator/src", "worker/src"] {
-        let found = lines_naming(&sources(folder), &["unbounded_channel", "unbounded"]);
-        assert_none(found);
+        let sources = sources(folder);
+        assert_none(lines_naming(&sources, &["unbounded_channel", "unbounded"]));
+        let mut numbered = Vec::new();
+        for source in sources.iter().filter(|source| !source.is_test()) {
+            for (number, line) in source.code_lines() {
+                let capacity = line.split("mpsc::channel(").nth(1).and_then(|rest| rest.chars().next());
+                if capacity.is_some_and(|first| first.is_ascii_digit()) {
+                    numbered.push(format!("{}:{number}: {}", source.path, line.trim()));
+                }
+            }
+        }
+        assert_none(numbered);
+    }
+}
+
+#[test]
+fn tasks_and_threads_are_started_in_few_places() {
+    for folder in ["coordinator/src", "worker/src"] {
+        for source in sources(folder).iter().filter(|source| !source.is_test()) {
+            for (number, line) in source.code_lines() {
+                let starts = line.contains("tokio::spawn(") || line.contains("thread::spawn(");
+                let is_allowed = STARTERS.contains(&source.path.as_str());
+                assert!(!starts || is_allowed, "{}:{number} starts a task: {}", source.path, line.trim());
+            }
+        }
     }
 }
 
@@ -152,4 +183,25 @@ fn no_test_is_switched_off() {
         }
     }
     assert_none(found);
+}
+
+#[test]
+fn every_link_in_the_papers_leads_somewhere() {
+    let papers = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/mnist/README.md"];
+    let mut dead = Vec::new();
+    for paper in papers {
+        let path = root().join(paper);
+        let text = fs::read_to_string(&path).unwrap();
+        let links = text.match_indices("](").map(|(at, _)| text[at + 2..].split(')').next().unwrap());
+        let local: Vec<_> = links.filter(|link| !link.contains("://") && !link.starts_with('#')).collect();
+        for link in local {
+            if !path.parent().unwrap().join(link.split('#').next().unwrap()).exists() {
+                dead.push(format!("{paper} links to {link}"));
+            }
+        }
+        if text.contains("TO-FILL") || text.contains("TO COMPLETE") {
+            dead.push(format!("{paper} is not finished"));
+        }
+    }
+    assert_none(dead);
 }

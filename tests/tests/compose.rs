@@ -30,14 +30,31 @@ fn docker(arguments: &[&str]) -> Result<String, String> {
     run(Command::new("docker").args(arguments))
 }
 
-/// Says why this machine cannot run containers, if it cannot.
+/// The C library of the images' base: programs built for a newer one do not start in it.
+const IMAGE_GLIBC: (u32, u32) = (2, 36);
+
+/// Says why this machine cannot run containers of what was built on it, if it cannot.
 fn obstacle() -> Option<String> {
-    let engine = docker(&["version", "--format", "{{.Server.Version}}"]).err();
-    engine.map(|error| format!("no docker engine answers: {error}")).or_else(|| {
-        let base = "debian:bookworm-slim";
-        let is_there = docker(&["image", "inspect", base]).is_ok() || docker(&["pull", "--quiet", base]).is_ok();
-        (!is_there).then(|| format!("{base} is not there and cannot be pulled: see scripts/stand-in-images"))
-    })
+    if let Err(error) = docker(&["version", "--format", "{{.Server.Version}}"]) {
+        return Some(format!("no docker engine answers: {error}"));
+    }
+    if docker(&["compose", "version"]).is_err() && run(Command::new("docker-compose").arg("version")).is_err() {
+        return Some("neither docker compose nor docker-compose is installed".to_owned());
+    }
+    let found = glibc();
+    if found.is_none_or(|found| found > IMAGE_GLIBC) {
+        return Some(format!("programs built here want glibc {found:?}, the images have {IMAGE_GLIBC:?}"));
+    }
+    let base = "debian:bookworm-slim";
+    let is_there = docker(&["image", "inspect", base]).is_ok() || docker(&["pull", "--quiet", base]).is_ok();
+    (!is_there).then(|| format!("{base} is not there and cannot be pulled: see scripts/stand-in-images"))
+}
+
+/// Returns the version of this machine's C library, `None` if it is not glibc.
+fn glibc() -> Option<(u32, u32)> {
+    let said = run(Command::new("getconf").arg("GNU_LIBC_VERSION")).ok()?;
+    let (major, minor) = said.trim().strip_prefix("glibc ")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// One `docker-compose up`, taken down with its networks and volumes when dropped.

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use self::schema::layer_kinds;
 use crate::digest::Digest;
 
 pub mod builtin;

@@ -120,6 +120,11 @@ const LAYERS: &[(&str, &[Key])] = &[
     ("tanh", &[]),
 ];
 
+/// Returns every kind of layer that a recipe may name.
+pub fn layer_kinds() -> impl Iterator<Item = &'static str> {
+    LAYERS.iter().map(|(kind, _)| *kind)
+}
+
 const OPTIMISERS: &[(&str, &[Key])] = &[
     (
         "sgd",
