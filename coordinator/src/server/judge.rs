@@ -1,9 +1,10 @@
 //! The task that has results verified: asks the driver for the next one, has it checked, reports the verdict.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
-use plurality_common::recipe::parse::{RecipeError, recipe_from_json};
+use plurality_common::{id::AttemptId, recipe::parse::recipe_from_json};
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,14 +16,13 @@ use crate::{
     verify::{Checker, Expected},
 };
 
-/// How long to wait when the store of blobs fails: it is not the member's fault, and a disk may come back.
+/// How long a result waits when the store of blobs fails: it is not the member's fault, and a disk may come back. Other
+/// results are judged meanwhile.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Why a result could be neither accepted nor refused.
 #[derive(Debug, Error)]
 enum JudgeError {
-    #[error("failed to read the run's recipe")]
-    Recipe(#[from] RecipeError),
     #[error("failed to read the result")]
     Artifact(#[from] ArtifactError),
     #[error("failed to read the test set")]
@@ -30,6 +30,10 @@ enum JudgeError {
     #[error("stopped before the result was checked")]
     Stopped,
 }
+
+/// Results that could not be judged, and when to try again.
+#[derive(Default)]
+struct Postponed(BTreeMap<AttemptId, Instant>);
 
 /// Judges one result after the other.
 pub struct Judge {
@@ -47,22 +51,27 @@ impl Judge {
     /// Judges until `stopping` is cancelled or the driver ends.
     pub async fn run(self, stopping: CancellationToken) {
         tokio::select! {
-            ended = self.judge_all() => {
-                if let Err(error) = ended {
-                    tracing::debug!("verification ends: {error}");
-                }
-            }
+            ended = self.judge_all() => match ended {
+                // The driver says itself why it ended, and that is to be heard.
+                Err(DriverError::Stopped) => stopping.cancelled().await,
+                Err(error) => tracing::error!("verification ends: {error}"),
+            },
             // What was not judged is asked for again at the next start.
             () = stopping.cancelled() => {}
         }
     }
 
-    async fn judge_all(&self) -> Result<(), DriverError> {
+    async fn judge_all(&self) -> Result<Infallible, DriverError> {
         let mut changes = self.driver.changes();
+        let mut postponed = Postponed::default();
         loop {
             changes.mark_unchanged();
-            let Some(pending) = self.driver.pending_verifications().await?.into_iter().next() else {
-                changes.changed().await.map_err(|_| DriverError::Stopped)?;
+            let pending = self.driver.pending_verifications().await?;
+            let Some(pending) = postponed.next_due(pending, Instant::now()) else {
+                tokio::select! {
+                    changed = changes.changed() => changed.map_err(|_| DriverError::Stopped)?,
+                    () = postponed.first_due() => {}
+                }
                 continue;
             };
             let (run, member) = (pending.run.clone(), pending.member);
@@ -76,18 +85,19 @@ impl Judge {
                 }
                 Err(error) => {
                     tracing::error!(%run, %member, "result cannot be checked now: {}", chain(&error));
-                    tokio::time::sleep(RETRY).await;
+                    postponed.0.insert(attempt, Instant::now() + RETRY);
                 }
             }
         }
     }
 
     async fn judge(&self, pending: PendingVerification) -> Result<VerificationOutcome, JudgeError> {
-        let expected = Expected {
-            recipe: recipe_from_json(&pending.recipe.json)?,
-            run_seed: pending.run_seed,
-            member: pending.member.0,
+        let recipe = match recipe_from_json(&pending.recipe.json) {
+            Ok(recipe) => recipe,
+            // Nothing that happens later makes it readable.
+            Err(error) => return Ok(rejected(&error)),
         };
+        let expected = Expected { recipe, run_seed: pending.run_seed, member: pending.member.0 };
         let result = &pending.result;
         let blobs =
             (self.artifacts.get(result.checkpoint.sha256).await, self.artifacts.get(result.predictions.sha256).await);
@@ -96,18 +106,22 @@ impl Judge {
             // Gone for good: only a new attempt brings it back.
             (Err(error @ (ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. })), _)
             | (_, Err(error @ (ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }))) => {
-                return Ok(VerificationOutcome::Rejected { reason: chain(&error) });
+                return Ok(rejected(&error));
             }
             (Err(error), _) | (_, Err(error)) => return Err(error.into()),
         };
-        let test_set = self.test_sets.get(pending.dataset.test_images, pending.test_labels).await?;
+        let test_set = match self.test_sets.get(pending.dataset.test_images, pending.test_labels).await {
+            Ok(test_set) => test_set,
+            Err(error @ DatasetError::Idx(_)) => return Ok(rejected(&error)),
+            Err(error) => return Err(error.into()),
+        };
         let checker = Arc::clone(&self.checker);
         let checked = tokio::task::spawn_blocking(move || {
             checker.check(&expected, &checkpoint, &claimed, &test_set.images, &test_set.labels)
         });
         let verified = match checked.await {
             Ok(Ok(verified)) => verified,
-            Ok(Err(rejection)) => return Ok(VerificationOutcome::Rejected { reason: chain(&rejection) }),
+            Ok(Err(rejection)) => return Ok(rejected(&rejection)),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return Err(JudgeError::Stopped),
         };
@@ -119,6 +133,26 @@ impl Judge {
             predictions,
         }))
     }
+}
+
+impl Postponed {
+    /// Returns the first of `pending` that need not wait, and forgets those that wait no more.
+    fn next_due(&mut self, pending: Vec<PendingVerification>, now: Instant) -> Option<PendingVerification> {
+        self.0.retain(|attempt, _| pending.iter().any(|pending| pending.attempt == *attempt));
+        pending.into_iter().find(|pending| self.0.get(&pending.attempt).is_none_or(|&due| due <= now))
+    }
+
+    /// Waits until one is due; for ever if there is none.
+    async fn first_due(&self) {
+        match self.0.values().min() {
+            Some(&due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn rejected(error: &dyn std::error::Error) -> VerificationOutcome {
+    VerificationOutcome::Rejected { reason: chain(error) }
 }
 
 fn count(images: usize) -> u32 {
