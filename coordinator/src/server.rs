@@ -98,12 +98,14 @@ impl ServerError {
 pub struct Server {
     address: SocketAddr,
     driver: driver::Handle,
+    dataset: Arc<Dataset>,
     health: HealthReporter,
     stopping: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     /// `None` once its end was seen.
     driving: Option<JoinHandle<Result<(), StoreError>>>,
-    judging: JoinHandle<()>,
+    /// `None` once its end was seen.
+    judging: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -127,7 +129,7 @@ impl Server {
             Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), checker };
         let judging = tokio::spawn(judge.run(stopping.clone()));
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
-        let runs = Runs { driver: driver.clone(), dataset, board, stopping: stopping.clone() };
+        let runs = Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, stopping: stopping.clone() };
         let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
         let blobs = Blobs::new(artifacts, stopping.clone());
         let health = HealthReporter::new();
@@ -135,7 +137,7 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
         tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
-        Ok(Self { address, driver, health, stopping, serving, driving: Some(driving), judging })
+        Ok(Self { address, driver, dataset, health, stopping, serving, driving: Some(driving), judging: Some(judging) })
     }
 
     /// Returns where it listens, with the port that was taken.
@@ -153,16 +155,30 @@ impl Server {
         self.driver.clone()
     }
 
+    /// Returns the dataset of new runs.
+    pub fn dataset(&self) -> Arc<Dataset> {
+        Arc::clone(&self.dataset)
+    }
+
     /// Waits until a part of it fails; for ever if none does. The process is to end then: the state in memory must not
     /// run ahead of the disk.
     pub async fn failed(&mut self) -> ServerError {
-        let Some(driving) = &mut self.driving else { return std::future::pending().await };
+        let (Some(driving), Some(judging)) = (&mut self.driving, &mut self.judging) else {
+            return std::future::pending().await;
+        };
         tokio::select! {
             driven = driving => {
                 self.driving = None;
                 match driven {
                     Ok(Err(error)) => error.into(),
                     Ok(Ok(())) => ServerError::Ended { part: "driver" },
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                }
+            }
+            judged = judging => {
+                self.judging = None;
+                match judged {
+                    Ok(()) => ServerError::Ended { part: "verification" },
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 }
             }
@@ -185,8 +201,10 @@ impl Server {
             tracing::warn!("some connections did not end within {STOP_DEADLINE:?}; they are cut");
             self.serving.abort();
         }
-        // Its end is what matters; a panic of it was printed when it happened.
-        let _ = self.judging.await;
+        if let Some(judging) = self.judging {
+            // Its end is what matters; a panic of it was printed when it happened.
+            let _ = judging.await;
+        }
         self.driver.stop().await;
         match self.driving {
             Some(driving) => match driving.await {
@@ -237,4 +255,48 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LocalWorkers;
+
+    async fn server() -> (tempfile::TempDir, Server) {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = ServerSettings {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            local_workers: LocalWorkers::None,
+            data: None,
+            state: folder.path().to_owned(),
+            has_reflection: false,
+        };
+        let server = Server::start(&settings).await.unwrap();
+        (folder, server)
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_verification_ends_the_process() {
+        let (_folder, mut server) = server().await;
+        server.judging = Some(tokio::spawn(async { panic!("on purpose") }));
+        let waiting = tokio::spawn(async move { server.failed().await });
+        assert!(waiting.await.is_err_and(|error| error.is_panic()));
+    }
+
+    #[tokio::test]
+    async fn a_verification_that_ends_by_itself_is_named() {
+        let (_folder, mut server) = server().await;
+        server.judging = Some(tokio::spawn(async {}));
+        let error = server.failed().await;
+        assert!(matches!(error, ServerError::Ended { part: "verification" }), "{error}");
+        server.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_ends_is_named_and_not_the_verification_that_ends_with_it() {
+        let (_folder, mut server) = server().await;
+        server.driver.stop().await;
+        let error = server.failed().await;
+        assert!(matches!(error, ServerError::Ended { part: "driver" }), "{error}");
+    }
 }
