@@ -108,7 +108,8 @@ pub enum DatasetError {
 }
 
 impl Dataset {
-    /// Reads the files of `source` and stores their unpacked bytes as blobs.
+    /// Reads the files of `source` and stores their unpacked bytes as blobs. Blobs that are there already are read, and
+    /// replaced if they are damaged.
     ///
     /// # Errors
     /// When a file is malformed or the store fails.
@@ -246,6 +247,19 @@ mod tests {
         assert!(Arc::ptr_eq(&set, &again));
         let swapped = sets.get(dataset.reference.train_labels, dataset.test_labels).await.unwrap_err();
         assert!(matches!(swapped, DatasetError::Idx(IdxError::Magic { .. })), "{swapped:?}");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_blob_of_the_dataset_is_replaced_at_the_next_start() {
+        let (folder, store, dataset) = embedded().await;
+        let digest = dataset.reference.test_images.sha256;
+        let digits = digest.to_string();
+        let path = folder.path().join("blobs/sha256").join(&digits[..2]).join(&digits);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[1000] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        Dataset::prepare(Source::Embedded, &store).await.unwrap();
+        assert!(store.get(digest).await.is_ok());
     }
 
     #[tokio::test]

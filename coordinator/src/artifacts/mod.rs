@@ -30,7 +30,8 @@ const UPLOAD_LOCKS: usize = 256;
 /// The blobs of one coordinator. A clone is another handle to the same store.
 ///
 /// 1. A blob is found under its digest only once its length and digest were checked and it was synced.
-/// 2. At most one task at a time changes the staged part of a blob.
+/// 2. At most one task at a time changes a blob, staged or stored.
+/// 3. A blob found to be damaged is removed, so that it counts as missing and whoever has it can send it again.
 #[derive(Clone)]
 pub struct ArtifactStore {
     objects: Arc<dyn ObjectStore>,
@@ -146,7 +147,7 @@ impl ArtifactStore {
         Ok(committed_bytes)
     }
 
-    /// Stores `bytes` and returns their reference.
+    /// Stores `bytes` and returns their reference. What is stored already is read, so that it is replaced if it is damaged.
     ///
     /// # Errors
     /// When there are too many bytes or the store fails.
@@ -154,10 +155,14 @@ impl ArtifactStore {
         let bytes: Bytes = bytes.into();
         let blob = describe(&bytes).await?;
         check_size(blob)?;
-        if self.find(blob.sha256).await? != Some(blob) {
-            self.write(object_path(blob.sha256), bytes).await?;
+        match self.get(blob.sha256).await {
+            Ok(_) => Ok(blob),
+            Err(ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }) => {
+                self.write(object_path(blob.sha256), blob.sha256, bytes).await?;
+                Ok(blob)
+            }
+            Err(error) => Err(error),
         }
-        Ok(blob)
     }
 
     /// Stores `bytes` where only [`Self::get_private`] finds them.
@@ -168,11 +173,11 @@ impl ArtifactStore {
         let bytes: Bytes = bytes.into();
         let blob = describe(&bytes).await?;
         check_size(blob)?;
-        self.write(private_path(blob.sha256), bytes).await?;
+        self.write(private_path(blob.sha256), blob.sha256, bytes).await?;
         Ok(blob)
     }
 
-    /// Reads a whole blob and checks its digest.
+    /// Reads a whole blob and checks its digest. A damaged one is removed.
     ///
     /// # Errors
     /// When it is not stored, was damaged since, or the store fails.
@@ -180,7 +185,7 @@ impl ArtifactStore {
         self.read(object_path(digest), digest).await
     }
 
-    /// Reads a whole blob that was stored with [`Self::put_private`] and checks its digest.
+    /// Reads a whole blob that was stored with [`Self::put_private`] and checks its digest. A damaged one is removed.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -210,17 +215,36 @@ impl ArtifactStore {
             .map_err(|source| ArtifactError::Store { action: "read a part of a blob", source })
     }
 
-    async fn write(&self, path: ObjectPath, bytes: Bytes) -> Result<(), ArtifactError> {
+    async fn write(&self, path: ObjectPath, digest: Digest, bytes: Bytes) -> Result<(), ArtifactError> {
+        let _held_until_written = self.lock(digest).await;
         let written = self.objects.put(&path, bytes.into()).await;
         written.map(drop).map_err(|source| ArtifactError::Store { action: "store a blob", source })
     }
 
+    /// Reads and checks; what is damaged is looked at once more while nobody writes it, and removed.
     async fn read(&self, path: ObjectPath, digest: Digest) -> Result<Bytes, ArtifactError> {
+        match self.read_checked(&path, digest).await {
+            Err(ArtifactError::Damaged { .. }) => {}
+            read => return read,
+        }
+        let _held_until_removed = self.lock(digest).await;
+        let read = self.read_checked(&path, digest).await;
+        if let Err(error @ ArtifactError::Damaged { .. }) = &read {
+            tracing::error!("{error}; it is removed, so that it can be sent again");
+            self.objects
+                .delete(&path)
+                .await
+                .map_err(|source| ArtifactError::Store { action: "remove a damaged blob", source })?;
+        }
+        read
+    }
+
+    async fn read_checked(&self, path: &ObjectPath, digest: Digest) -> Result<Bytes, ArtifactError> {
         let read_error = |source| match source {
             object_store::Error::NotFound { .. } => ArtifactError::NotFound { digest },
             source => ArtifactError::Store { action: "read a blob", source },
         };
-        let result = self.objects.get(&path).await.map_err(read_error)?;
+        let result = self.objects.get(path).await.map_err(read_error)?;
         let bytes = result.bytes().await.map_err(read_error)?;
         let found = describe(&bytes).await?.sha256;
         if found != digest {

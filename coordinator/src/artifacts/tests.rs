@@ -230,6 +230,41 @@ async fn a_damaged_blob_is_named() {
 }
 
 #[tokio::test]
+async fn a_damaged_blob_counts_as_missing_once_it_was_read_and_can_be_sent_again() {
+    let (folder, store) = store();
+    let bytes = sample(10);
+    let blob = store.put(bytes.clone()).await.unwrap();
+    let damage = || {
+        let mut damaged = bytes.to_vec();
+        damaged[3] ^= 1;
+        fs::write(stored_file(&folder, blob), damaged).unwrap();
+    };
+    damage();
+    assert!(store.find_missing(&[blob]).await.unwrap().is_empty(), "nobody has read it yet");
+    assert!(matches!(store.get(blob.sha256).await, Err(ArtifactError::Damaged { .. })));
+    assert_eq!(store.find_missing(&[blob]).await.unwrap(), [blob]);
+    assert!(matches!(store.get(blob.sha256).await, Err(ArtifactError::NotFound { .. })));
+    assert_eq!(store.append(blob, 0, bytes.clone()).await.unwrap(), blob.size_bytes);
+    assert_eq!(store.get(blob.sha256).await.unwrap(), bytes);
+
+    damage();
+    assert_eq!(store.put(bytes.clone()).await.unwrap(), blob);
+    assert_eq!(store.get(blob.sha256).await.unwrap(), bytes, "who has the bytes need not ask first");
+}
+
+#[tokio::test]
+async fn a_damaged_private_blob_is_removed_too() {
+    let (folder, store) = store();
+    let blob = store.put_private(sample(10)).await.unwrap();
+    let path = folder.path().join("blobs").join(private_path(blob.sha256).to_string());
+    fs::write(&path, b"0123456789").unwrap();
+    assert!(matches!(store.get_private(blob.sha256).await, Err(ArtifactError::Damaged { .. })));
+    assert!(!path.exists());
+    store.put_private(sample(10)).await.unwrap();
+    assert_eq!(store.get_private(blob.sha256).await.unwrap(), sample(10));
+}
+
+#[tokio::test]
 async fn a_blob_of_the_wrong_length_counts_as_missing_and_can_be_sent_again() {
     let (folder, store) = store();
     let bytes = sample(10);
