@@ -115,17 +115,16 @@ impl VoteBoard {
             runs.clear();
         }
         let counted = runs.entry(run.id.clone()).or_default();
-        if counted.vote.map_or(0, |vote| vote.members as usize) == commits.len() {
-            return Ok(counted.vote);
-        }
-        for &(index, commit) in &commits {
-            if let Entry::Vacant(place) = counted.predictions.entry(index) {
-                place.insert(Arc::new(self.predictions(commit).await?));
+        if counted.vote.map_or(0, |vote| vote.members as usize) < commits.len() {
+            for &(index, commit) in &commits {
+                if let Entry::Vacant(place) = counted.predictions.entry(index) {
+                    place.insert(Arc::new(self.predictions(commit).await?));
+                }
             }
+            let test_set = self.test_set(run).await?;
+            let members: Vec<Arc<Predictions>> = counted.predictions.values().cloned().collect();
+            counted.vote = Some(blocking(move || count(&members, &test_set)).await?);
         }
-        let test_set = self.test_set(run).await?;
-        let members: Vec<Arc<Predictions>> = counted.predictions.values().cloned().collect();
-        counted.vote = Some(blocking(move || count(&members, &test_set)).await?);
         if run.outcome.is_some() {
             counted.predictions.clear();
         }
@@ -340,6 +339,19 @@ mod tests {
         for board in [&board, &board, &case.board()] {
             assert_eq!(board.vote_so_far(&case.run).await.unwrap(), vote(3, 2));
         }
+    }
+
+    #[tokio::test]
+    async fn an_ended_run_keeps_its_vote_and_no_predictions() {
+        let mut case = Case::new(2).await;
+        let board = case.board();
+        case.commit(0, [1, 2, 8]).await;
+        let before = board.vote_so_far(&case.run).await.unwrap();
+        assert_eq!(board.runs.lock().await[&case.run.id].predictions.len(), 1);
+        // Nothing is committed between the last vote and the end of a run that someone cancels.
+        case.run.outcome = Some(RunOutcome::Cancelled { reason: "no longer wanted".to_owned() });
+        assert_eq!(board.vote_so_far(&case.run).await.unwrap(), before);
+        assert!(board.runs.lock().await[&case.run.id].predictions.is_empty());
     }
 
     #[tokio::test]
