@@ -17,6 +17,9 @@ use crate::core::Event;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
+/// What to do about a log that cannot be read: nothing in it can be made good again.
+const REMEDY: &str = "restore a copy of the state folder, or name another with --state";
+
 /// A log of events with one writer.
 pub trait EventStore: Send + 'static {
     /// Reads all events, oldest first.
@@ -41,7 +44,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another coordinator has the folder open.
-    #[error("state folder {folder} is in use by another coordinator, expected one coordinator per folder")]
+    #[error("state folder {folder} is in use by another coordinator; stop it, or name another folder with --state")]
     InUse {
         /// The folder.
         folder: PathBuf,
@@ -55,15 +58,18 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// The database was written by another version of the program, or by another program.
-    #[error("event log has format {found:?}, this program knows {known:?}")]
+    #[error(
+        "event log has format {found:?}, this program knows {known:?}; use the program that wrote it, or name another \
+         folder with --state"
+    )]
     UnknownFormat {
-        /// What the database says.
+        /// What the database says; empty if it names none.
         found: String,
         /// What this program reads.
         known: &'static str,
     },
     /// Rows are missing.
-    #[error("event log is damaged: expected event {expected}, found {found}")]
+    #[error("event log is damaged: expected event {expected}, found {found}; {REMEDY}")]
     Gap {
         /// The number that should come next.
         expected: i64,
@@ -71,13 +77,13 @@ pub enum StoreError {
         found: i64,
     },
     /// A row's bytes are not those that were written.
-    #[error("event log is damaged: event {sequence} does not have the digest that was stored with it")]
+    #[error("event log is damaged: event {sequence} does not have the digest that was stored with it; {REMEDY}")]
     Damaged {
         /// The row.
         sequence: i64,
     },
     /// A row is not an event of this format.
-    #[error("event log is damaged: event {sequence} cannot be read")]
+    #[error("event log is damaged: event {sequence} cannot be read; {REMEDY}")]
     Unreadable {
         /// The row.
         sequence: i64,

@@ -5,7 +5,7 @@ use std::path::Path;
 use plurality_common::digest::{Digest, Hasher};
 use sqlx::{
     ConnectOptions, Connection, Row, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous},
+    sqlite::{SqliteConnectOptions, SqliteLockingMode, SqliteSynchronous},
 };
 
 use super::{EventStore, StoreError, lock::FolderLock};
@@ -17,11 +17,14 @@ const DATABASE_FILE: &str = "events.sqlite";
 /// `meta` names the format; `events` holds one JSON text a row. `digest` is SHA-256 over the previous row's digest and
 /// this row's body, so that a changed, missing or moved row is found: SQLite itself does not check what it reads.
 const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, body TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE events (sequence INTEGER PRIMARY KEY, body TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
 ";
+const READ_TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table'";
 const READ_FORMAT: &str = "SELECT value FROM meta WHERE key = 'format'";
 const WRITE_FORMAT: &str = "INSERT INTO meta (key, value) VALUES ('format', ?)";
+/// Set once the database is known to be ours: unlike the other settings it is written into the file.
+const WRITE_AHEAD: &str = "PRAGMA journal_mode = WAL";
 const READ_EVENTS: &str = "SELECT sequence, body, digest FROM events ORDER BY sequence";
 const APPEND_EVENT: &str = "INSERT INTO events (sequence, body, digest) VALUES (?, ?, ?)";
 
@@ -50,12 +53,14 @@ impl SqliteStore {
             .filename(folder.join(DATABASE_FILE))
             .create_if_missing(true)
             .locking_mode(SqliteLockingMode::Exclusive)
-            .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(failed_to("open"))?;
-        sqlx::raw_sql(SCHEMA).execute(&mut connection).await.map_err(failed_to("make its tables"))?;
-        check_format(&mut connection).await?;
+        let is_new = check_format(&mut connection).await?;
+        sqlx::raw_sql(WRITE_AHEAD).execute(&mut connection).await.map_err(failed_to("open its journal"))?;
+        if is_new {
+            make_tables(&mut connection).await?;
+        }
         Ok(Self { connection, last: 0, chain: empty_chain(), _lock: lock })
     }
 }
@@ -101,19 +106,31 @@ impl EventStore for SqliteStore {
     }
 }
 
-/// Writes the format into a new database, checks it in an old one.
-async fn check_format(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let row = sqlx::query(READ_FORMAT).fetch_optional(&mut *connection).await.map_err(failed_to("read its format"))?;
-    let Some(row) = row else {
-        let write = sqlx::query(WRITE_FORMAT).bind(EVENTS_FORMAT);
-        write.execute(connection).await.map_err(failed_to("write its format"))?;
-        return Ok(());
-    };
-    let found: String = row.try_get("value").map_err(failed_to("read its format"))?;
-    if found != EVENTS_FORMAT {
-        return Err(StoreError::UnknownFormat { found, known: EVENTS_FORMAT });
+/// Checks the format of a database, changing nothing; returns whether it is new.
+async fn check_format(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let read_tables = sqlx::query_scalar(READ_TABLES).fetch_all(&mut *connection).await;
+    let tables: Vec<String> = read_tables.map_err(failed_to("read its tables"))?;
+    if tables.is_empty() {
+        return Ok(true);
     }
-    Ok(())
+    let found: Option<String> = if tables.iter().any(|table| table == "meta") {
+        sqlx::query_scalar(READ_FORMAT).fetch_optional(connection).await.map_err(failed_to("read its format"))?
+    } else {
+        None
+    };
+    match found {
+        Some(found) if found == EVENTS_FORMAT => Ok(false),
+        found => Err(StoreError::UnknownFormat { found: found.unwrap_or_default(), known: EVENTS_FORMAT }),
+    }
+}
+
+/// Makes the tables of a new database and names the format in it, both or neither.
+async fn make_tables(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await.map_err(failed_to("begin a transaction"))?;
+    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(failed_to("make its tables"))?;
+    let write = sqlx::query(WRITE_FORMAT).bind(EVENTS_FORMAT);
+    write.execute(&mut *transaction).await.map_err(failed_to("write its format"))?;
+    transaction.commit().await.map_err(failed_to("commit"))
 }
 
 /// Returns what the first event's digest follows on.

@@ -107,7 +107,8 @@ async fn a_second_coordinator_on_the_same_folder_is_refused() {
     let (first, _) = open(folder.path()).await.unwrap();
     let error = refusal(&folder).await;
     assert!(matches!(error, StoreError::InUse { .. }), "{error}");
-    assert!(error.to_string().ends_with("is in use by another coordinator, expected one coordinator per folder"));
+    let advice = "is in use by another coordinator; stop it, or name another folder with --state";
+    assert!(error.to_string().ends_with(advice), "{error}");
     first.close().await.unwrap();
     open(folder.path()).await.unwrap();
 }
@@ -117,7 +118,27 @@ async fn a_log_of_another_version_is_refused_by_name() {
     let folder = ten_events().await;
     tamper(&folder, "UPDATE meta SET value = 'plurality-events/2'").await;
     let error = refusal(&folder).await.to_string();
-    assert_eq!(error, "event log has format \"plurality-events/2\", this program knows \"plurality-events/1\"");
+    assert_eq!(
+        error,
+        "event log has format \"plurality-events/2\", this program knows \"plurality-events/1\"; use the program that \
+         wrote it, or name another folder with --state"
+    );
+}
+
+#[tokio::test]
+async fn a_database_of_another_program_is_refused_and_left_as_it_is() {
+    for tables in ["CREATE TABLE bookmarks (address TEXT)", "CREATE TABLE meta (key TEXT, value TEXT)"] {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("events.sqlite");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        sqlx::raw_sql(tables).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let before = fs::read(&path).unwrap();
+        let error = refusal(&folder).await;
+        assert!(matches!(&error, StoreError::UnknownFormat { found, .. } if found.is_empty()), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), before, "{tables}");
+    }
 }
 
 #[tokio::test]
@@ -137,6 +158,7 @@ async fn damage_is_found_and_named() {
         tamper(&folder, sql).await;
         let error = refusal(&folder).await.to_string();
         assert!(error.contains(expected), "{sql}: {error}");
+        assert!(error.ends_with("restore a copy of the state folder, or name another with --state"), "{sql}: {error}");
     }
 }
 
@@ -153,7 +175,7 @@ async fn a_row_that_is_no_event_is_named() {
     connection.close().await.unwrap();
     let error = refusal(&folder).await;
     assert!(matches!(error, StoreError::Unreadable { sequence: 1, .. }), "{error}");
-    assert_eq!(error.to_string(), "event log is damaged: event 1 cannot be read");
+    assert!(error.to_string().starts_with("event log is damaged: event 1 cannot be read; restore a copy"), "{error}");
 }
 
 #[tokio::test]
