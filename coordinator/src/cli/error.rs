@@ -8,6 +8,7 @@ use super::recipe::RecipeChoiceError;
 use crate::{
     client::ClientError,
     config::{ConfigError, Percent},
+    driver::DriverError,
     local_workers::LocalWorkerError,
     report::files::WriteError,
     server::ServerError,
@@ -34,6 +35,14 @@ pub enum CliError {
     /// Flags or configuration file.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The levels of the log.
+    #[error("RUST_LOG is {found:?}, expected levels such as `debug` or `warn,plurality_coordinator=debug`")]
+    LogFilter {
+        /// The value.
+        found: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
     /// The named recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeChoiceError),
@@ -43,6 +52,9 @@ pub enum CliError {
     /// The coordinator itself.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The coordinator's state cannot be asked.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
     /// The worker beside it.
     #[error(transparent)]
     LocalWorker(#[from] LocalWorkerError),
@@ -112,14 +124,14 @@ impl CliError {
     /// Returns the exit code that names this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Recipe(_) | Self::Out { .. } => EXIT_USAGE,
+            Self::Config(_) | Self::LogFilter { .. } | Self::Recipe(_) | Self::Out { .. } => EXIT_USAGE,
             Self::Client(ClientError::Unreachable { .. }) => EXIT_UNREACHABLE,
             Self::Client(ClientError::Address { .. }) => EXIT_USAGE,
             Self::Client(ClientError::Refused(status)) if status.code() == tonic::Code::InvalidArgument => EXIT_USAGE,
             Self::Client(_) => EXIT_ERROR,
             Self::Server(error) if error.is_usage() => EXIT_USAGE,
             Self::Server(_) => EXIT_ERROR,
-            Self::LocalWorker(_) => EXIT_ERROR,
+            Self::Driver(_) | Self::LocalWorker(_) => EXIT_ERROR,
             Self::Run { .. } => EXIT_RUN,
             Self::Accuracy { .. } => EXIT_ACCURACY,
             Self::Stopped { .. } => EXIT_STOPPED,

@@ -82,7 +82,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let file = FileConfig::read(&cli.common)?;
     let bars = MultiProgress::new();
     let level = if matches!(cli.command, Some(Command::Serve { .. })) { SERVE_LEVEL } else { QUIET_LEVEL };
-    logging::install(file.log_format(&cli.common), level, &bars);
+    logging::install(file.log_format(&cli.common), level, &bars)?;
     match cli.command {
         None => crate::oneshot::run(file.server(&cli.server)?, file.run(&cli.run), &bars).await,
         Some(Command::Serve { server }) => serve::run(file.server(&server)?).await,
