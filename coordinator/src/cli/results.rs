@@ -5,7 +5,10 @@ use std::path::Path;
 use super::error::CliError;
 use crate::{
     client::{self, Client},
-    report::{Report, files},
+    report::{
+        Report,
+        files::{Files, Folder, WriteError},
+    },
 };
 
 /// Reads a report as the coordinator sends it.
@@ -21,20 +24,27 @@ pub fn report_of(answer: &client::Report) -> Result<Report, CliError> {
 /// # Errors
 /// When a blob cannot be fetched or a file cannot be written.
 pub async fn write_results(client: &mut Client, answer: &client::Report, out: &Path) -> Result<(), CliError> {
-    let mut members = Vec::with_capacity(answer.members.len());
-    for (index, blob) in (0..).zip(&answer.members) {
-        members.push((index, client.download(*blob).await?));
+    let (out, members) = (out.to_owned(), answer.members.len());
+    let folder = blocking(move || Folder::begin(&out, members)).await?;
+    for (index, blob) in answer.members.iter().enumerate() {
+        let checkpoint = client.download(*blob).await?;
+        let folder = folder.clone();
+        blocking(move || folder.write_member(index, &checkpoint)).await?;
     }
-    let files = files::Files {
+    let files = Files {
         report_json: answer.json.clone(),
         report_markdown: answer.markdown.clone(),
         misclassified_png: answer.misclassified_png.clone(),
-        members,
         predictions: client.download(answer.predictions).await?,
     };
-    let out = out.to_owned();
-    match tokio::task::spawn_blocking(move || files::write_to(&out, &files)).await {
-        Ok(written) => Ok(written.map(drop)?),
+    Ok(blocking(move || folder.finish(&files)).await?)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WriteError> + Send + 'static,
+) -> Result<T, WriteError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }

@@ -11,8 +11,17 @@ use thiserror::Error;
 
 /// End of a name while its file is being written.
 const TEMPORARY_SUFFIX: &str = ".tmp";
+/// End of the name of a member's checkpoint.
+const MEMBER_SUFFIX: &str = ".safetensors";
 
-/// What is written for a run.
+/// The folder of one run's results, being written.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    directory: PathBuf,
+    members: PathBuf,
+}
+
+/// What is written for a run beside its members' checkpoints.
 #[derive(Clone, Debug)]
 pub struct Files {
     /// `report.json`.
@@ -21,8 +30,6 @@ pub struct Files {
     pub report_markdown: String,
     /// `misclassified.png`.
     pub misclassified_png: Bytes,
-    /// `members/I.safetensors`, by index.
-    pub members: Vec<(u32, Bytes)>,
     /// `predictions.safetensors`.
     pub predictions: Bytes,
 }
@@ -36,39 +43,70 @@ pub struct WriteError {
     source: io::Error,
 }
 
-/// Writes `files` into `directory`, made if it is not there, and returns their paths, `report.json` last: who finds that
-/// finds all. Files of an earlier run are replaced; its further members are removed. Blocks.
+impl Folder {
+    /// Makes the folder `directory` if it is not there. Of an earlier run's files, the report and the members beyond the
+    /// first `members` are removed; the others are replaced as they come. Blocks.
+    ///
+    /// # Errors
+    /// When a folder cannot be made or a file not removed.
+    pub fn begin(directory: &Path, members: usize) -> Result<Self, WriteError> {
+        let folder = Self { directory: directory.to_owned(), members: directory.join("members") };
+        fs::create_dir_all(&folder.members).map_err(failed("make", &folder.members))?;
+        remove_if_there(&folder.report())?;
+        folder.remove_other_members(members)?;
+        Ok(folder)
+    }
+
+    /// Writes `members/INDEX.safetensors`. One at a time, so that no more than one checkpoint is in memory. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_member(&self, index: usize, checkpoint: &[u8]) -> Result<(), WriteError> {
+        write_whole(&self.members.join(member_name(index)), checkpoint)
+    }
+
+    /// Writes the rest, `report.json` last: who finds that finds all. Blocks.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn finish(&self, files: &Files) -> Result<(), WriteError> {
+        write_whole(&self.directory.join("predictions.safetensors"), &files.predictions)?;
+        write_whole(&self.directory.join("misclassified.png"), &files.misclassified_png)?;
+        write_whole(&self.directory.join("report.md"), files.report_markdown.as_bytes())?;
+        write_whole(&self.report(), files.report_json.as_bytes())
+    }
+
+    fn report(&self) -> PathBuf {
+        self.directory.join("report.json")
+    }
+
+    /// Removes checkpoints that an earlier, larger run left behind, so that the folder never shows members of two runs.
+    fn remove_other_members(&self, members: usize) -> Result<(), WriteError> {
+        let folder = &self.members;
+        for entry in fs::read_dir(folder).map_err(failed("read", folder))? {
+            let path = entry.map_err(failed("read", folder))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let index = name.strip_suffix(MEMBER_SUFFIX).and_then(|index| index.parse::<usize>().ok());
+            if index.is_some_and(|index| index >= members) {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn member_name(index: usize) -> String {
+    format!("{index}{MEMBER_SUFFIX}")
+}
+
+/// Writes, syncs, renames, syncs the folder. Blocks.
 ///
 /// # Errors
-/// When a file or folder cannot be written.
-pub fn write_to(directory: &Path, files: &Files) -> Result<Vec<PathBuf>, WriteError> {
-    let members = directory.join("members");
-    fs::create_dir_all(&members).map_err(failed("make", &members))?;
-    let report = directory.join("report.json");
-    remove_if_there(&report)?;
-    remove_other_members(&members, files)?;
-    let mut paths = Vec::new();
-    let mut write = |path: PathBuf, bytes: &[u8]| {
-        write_whole(&path, bytes)?;
-        paths.push(path);
-        Ok(())
-    };
-    for (index, checkpoint) in &files.members {
-        write(members.join(member_name(*index)), checkpoint)?;
-    }
-    write(directory.join("predictions.safetensors"), &files.predictions)?;
-    write(directory.join("misclassified.png"), &files.misclassified_png)?;
-    write(directory.join("report.md"), files.report_markdown.as_bytes())?;
-    write(report, files.report_json.as_bytes())?;
-    Ok(paths)
-}
-
-fn member_name(index: u32) -> String {
-    format!("{index}.safetensors")
-}
-
-/// Writes, syncs, renames, syncs the folder.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+/// When the file cannot be written.
+///
+/// # Panics
+/// When `path` names no file in a folder.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(TEMPORARY_SUFFIX);
     let temporary = PathBuf::from(temporary);
@@ -76,32 +114,30 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     file.write_all(bytes).map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
     fs::rename(&temporary, path).map_err(failed("rename a file to", path))?;
-    let folder = path.parent().expect("the path was joined onto a folder");
+    sync_folder(path.parent().expect("the path was joined onto a folder"))
+}
+
+/// Puts on disk which files are in `folder`. Blocks.
+///
+/// # Errors
+/// When it is not there or the system refuses.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), WriteError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))
 }
 
-/// Removes checkpoints that an earlier, larger run left behind, so that the folder never shows members of two runs.
-fn remove_other_members(members: &Path, files: &Files) -> Result<(), WriteError> {
-    for entry in fs::read_dir(members).map_err(failed("read", members))? {
-        let path = entry.map_err(failed("read", members))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let is_ours = name.strip_suffix(".safetensors").is_some_and(|index| index.parse::<u32>().is_ok());
-        let is_current = files.members.iter().any(|(index, _)| member_name(*index) == name);
-        if is_ours && !is_current {
-            remove_if_there(&path)?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_if_there(path: &Path) -> Result<(), WriteError> {
+/// Removes a file. Blocks.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), WriteError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+/// Says what was tried with which file.
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
     let path = path.to_owned();
     move |source| WriteError { action, path, source }
 }
@@ -110,14 +146,18 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteE
 mod tests {
     use super::*;
 
-    fn files(members: u32) -> Files {
-        Files {
+    fn write_to(directory: &Path, members: u8) -> Result<(), WriteError> {
+        let folder = Folder::begin(directory, usize::from(members))?;
+        for index in 0..members {
+            folder.write_member(usize::from(index), &[index])?;
+        }
+        assert!(!directory.join("report.json").exists(), "a report is there before all that it speaks of");
+        folder.finish(&Files {
             report_json: "{}".to_owned(),
             report_markdown: "# Report".to_owned(),
             misclassified_png: Bytes::from_static(b"png"),
-            members: (0..members).map(|index| (index, Bytes::from(vec![index as u8]))).collect(),
             predictions: Bytes::from_static(b"predictions"),
-        }
+        })
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -132,9 +172,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("results/run");
         for members in [3, 2] {
-            let paths = write_to(&out, &files(members)).unwrap();
-            assert_eq!(paths.last().unwrap(), &out.join("report.json"));
-            assert!(paths.iter().all(|path| path.is_file()));
+            write_to(&out, members).unwrap();
         }
         assert_eq!(
             names(&out),
@@ -149,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("members")).unwrap();
         fs::write(folder.path().join("members/notes.txt"), b"mine").unwrap();
-        write_to(folder.path(), &files(1)).unwrap();
+        write_to(folder.path(), 1).unwrap();
         assert_eq!(names(&folder.path().join("members")), ["0.safetensors", "notes.txt"]);
     }
 
@@ -158,17 +196,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, b"").unwrap();
-        let error = write_to(&file, &files(1)).unwrap_err();
+        let error = write_to(&file, 1).unwrap_err();
         assert!(error.to_string().contains("file/members"), "{error}");
     }
 
     #[test]
     fn a_failed_write_leaves_no_report() {
         let folder = tempfile::tempdir().unwrap();
-        write_to(folder.path(), &files(1)).unwrap();
+        write_to(folder.path(), 1).unwrap();
         fs::remove_file(folder.path().join("misclassified.png")).unwrap();
         fs::create_dir(folder.path().join("misclassified.png")).unwrap();
-        assert!(write_to(folder.path(), &files(1)).is_err());
+        assert!(write_to(folder.path(), 1).is_err());
         assert!(!folder.path().join("report.json").exists());
     }
 }
