@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use indicatif::MultiProgress;
@@ -17,11 +18,29 @@ use crate::{
         write_results,
     },
     client::{Client, Request, Submitted, view::MemberStatus},
-    config::{OUT_DEFAULT, RunSettings, ServerSettings},
+    config::{LISTEN_DEFAULT, OUT_DEFAULT, RunSettings, ServerSettings},
+    core::RunView,
+    dataset::Dataset,
+    driver,
     progress::Progress,
     report::{self, Report},
     server::Server,
 };
+
+use self::undelivered::{Asked, Undelivered};
+
+mod undelivered;
+
+/// What the run needs of the coordinator that it runs on.
+struct Place {
+    listening_on: SocketAddr,
+    address: SocketAddr,
+    driver: driver::Handle,
+    dataset: Arc<Dataset>,
+    undelivered: Undelivered,
+    /// Whether workers are only those that someone else starts.
+    waits_for_workers: bool,
+}
 
 /// Trains one ensemble, writes its report and stops.
 ///
@@ -45,8 +64,15 @@ pub async fn run(server_settings: ServerSettings, settings: RunSettings, bars: &
     if let Some(workers) = &workers {
         progress.say(&format!("the log of the local worker is {}", workers.log().display()));
     }
-    let waits_for = workers.is_none().then(|| server.address());
-    let training = train(server.address(), server.local_address(), &recipe, &settings, waits_for, &mut progress);
+    let place = Place {
+        listening_on: server.address(),
+        address: server.local_address(),
+        driver: server.driver(),
+        dataset: server.dataset(),
+        undelivered: Undelivered::new(&server_settings.state),
+        waits_for_workers: workers.is_none(),
+    };
+    let training = train(&place, &recipe, &settings, &mut progress);
     let outcome = tokio::select! {
         outcome = training => outcome,
         signal = signals.next() => Err(CliError::Stopped { signal }),
@@ -61,17 +87,22 @@ pub async fn run(server_settings: ServerSettings, settings: RunSettings, bars: &
     check_accuracy(&report, &settings)
 }
 
-/// Submits the run, shows it until it ends, and writes its results.
+/// Submits the run, shows it until it ends, and writes its results; if it was trained before and only its results were
+/// not written, writes them.
 async fn train(
-    listening_on: SocketAddr,
-    address: SocketAddr,
+    place: &Place,
     recipe: &Recipe,
     settings: &RunSettings,
-    waits_for: Option<SocketAddr>,
     progress: &mut Progress,
 ) -> Result<Report, CliError> {
-    print(&format!("listening on {listening_on}"))?;
-    let mut client = Client::connect(&address.to_string()).await?;
+    print(&format!("listening on {}", place.listening_on))?;
+    let mut client = Client::connect(&place.address.to_string()).await?;
+    let runs = place.driver.run_views().await?;
+    if let Some(run) = find_undelivered(place, recipe, settings, &runs).await? {
+        progress.say(&format!("run {run} was trained but its results were not written; writing them now"));
+        let out = make_out(settings, &run).await?;
+        return deliver(place, &mut client, &run, &out).await;
+    }
     let request = Request {
         recipe_json: recipe.to_canonical_json(),
         seed: settings.request.seed,
@@ -79,17 +110,56 @@ async fn train(
         continues_unfinished: true,
     };
     let submitted = client.submit(request).await?;
-    let out = settings.out.clone().unwrap_or_else(|| default_out(&submitted.run_id));
-    // Before the training, which would be lost to whoever mistyped the folder.
-    tokio::fs::create_dir_all(&out).await.map_err(|source| CliError::Out { path: out.clone(), source })?;
+    place.undelivered.remember(&submitted.run_id).await?;
+    let out = make_out(settings, &submitted.run_id).await?;
     progress.say(&announcement(&mut client, &submitted, recipe).await?);
-    if let Some(address) = waits_for {
-        progress.say(&invitation(address));
+    for line in others(&runs, &submitted, place.address) {
+        progress.say(&line);
+    }
+    if place.waits_for_workers {
+        progress.say(&invitation(place.listening_on));
     }
     let run = follow(&mut client, &submitted.run_id, progress).await?;
-    let answer = client.report(&run.run_id).await?;
+    deliver(place, &mut client, &run.run_id, &out).await
+}
+
+/// Returns the run that was trained for the same command and whose results were not written; forgets those that will
+/// never have any.
+async fn find_undelivered(
+    place: &Place,
+    recipe: &Recipe,
+    settings: &RunSettings,
+    runs: &[RunView],
+) -> Result<Option<String>, CliError> {
+    let asked = Asked {
+        recipe_sha256: recipe.digest(),
+        size: settings.request.ensemble,
+        seed: settings.request.seed,
+        dataset: place.dataset.reference,
+        test_labels: place.dataset.test_labels,
+    };
+    let found = undelivered::find(&place.undelivered.list().await?, runs, &asked);
+    for run in &found.hopeless {
+        place.undelivered.forget(run).await?;
+    }
+    Ok(found.deliverable)
+}
+
+/// Makes the folder for the results before the training, which would be lost to whoever mistyped it.
+async fn make_out(settings: &RunSettings, run_id: &str) -> Result<PathBuf, CliError> {
+    let out = settings.out.clone().unwrap_or_else(|| Path::new(OUT_DEFAULT).join(run_id));
+    match tokio::fs::create_dir_all(&out).await {
+        Ok(()) => Ok(out),
+        Err(source) => Err(CliError::Out { path: out, source }),
+    }
+}
+
+/// Writes the results of a completed run and shows its report.
+async fn deliver(place: &Place, client: &mut Client, run_id: &str, out: &Path) -> Result<Report, CliError> {
+    let answer = client.report(run_id).await?;
     let report = report_of(&answer)?;
-    write_results(&mut client, &answer, &out).await?;
+    write_results(client, &answer, out).await?;
+    place.undelivered.forget(run_id).await?;
     print(report::terminal_table(&report).trim_end())?;
     print(&format!("results are in {}", out.display()))?;
     Ok(report)
@@ -112,6 +182,20 @@ async fn announcement(client: &mut Client, submitted: &Submitted, recipe: &Recip
     })
 }
 
+/// Says which other runs share the workers, one line each.
+fn others(runs: &[RunView], submitted: &Submitted, address: SocketAddr) -> Vec<String> {
+    let server = if address.to_string() == LISTEN_DEFAULT { String::new() } else { format!(" --server {address}") };
+    let unfinished = runs.iter().filter(|run| run.outcome.is_none() && run.id.as_str() != submitted.run_id);
+    let line = |run: &RunView| {
+        let (id, name) = (&run.id, &run.request.recipe.name);
+        format!(
+            "run {id}, recipe {name}, is unfinished in this state folder too; it goes on with the slots that are left; \
+             `coordinator cancel {id}{server}` ends it"
+        )
+    };
+    unfinished.map(line).collect()
+}
+
 /// Says how workers come to a coordinator that starts none.
 fn invitation(address: SocketAddr) -> String {
     let line = worker_line(address);
@@ -122,10 +206,6 @@ fn invitation(address: SocketAddr) -> String {
         ""
     };
     format!("waiting for workers; start each with\n\n    {line}\n{hint}")
-}
-
-fn default_out(run_id: &str) -> PathBuf {
-    Path::new(OUT_DEFAULT).join(run_id)
 }
 
 fn check_accuracy(report: &Report, settings: &RunSettings) -> Result<(), CliError> {

@@ -169,6 +169,21 @@ fn unknown_configuration_keys_are_refused_by_name() {
 }
 
 #[test]
+fn levels_of_the_log_that_cannot_be_read_are_refused() {
+    let desk = Desk::new();
+    let output = desk.command(&["recipes"]).env("RUST_LOG", "plurality=loud").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("RUST_LOG") && said.contains("plurality=loud"), "{said}");
+    for harmless in ["", "debug", "warn,plurality_coordinator=debug"] {
+        assert!(
+            desk.command(&["recipes"]).env("RUST_LOG", harmless).output().unwrap().status.success(),
+            "{harmless:?}"
+        );
+    }
+}
+
+#[test]
 fn flags_win_over_environment_and_that_over_the_file() {
     let desk = Desk::new();
     fs::write(desk.path().join("c.toml"), "listen = \"file\"\n").unwrap();
@@ -238,7 +253,7 @@ fn an_address_or_folder_in_use_is_named() {
     let running = Running::start(desk.command(&["serve", "--listen", "127.0.0.1:0", "--data", "data"]));
     let address = running.address.clone();
     check(&desk, &["serve", "--listen", &address, "--state", "other"], 1, &[&address, "in use", "--listen"]);
-    check(&desk, &["serve", "--listen", "127.0.0.1:0"], 1, &[".plurality", "in use by another coordinator"]);
+    check(&desk, &["serve", "--listen", "127.0.0.1:0"], 1, &[".plurality", "in use by another coordinator", "--state"]);
     running.signal(Signal::TERM);
     let (code, _, said) = running.end();
     assert_eq!(code, Some(0), "{said}");
@@ -293,6 +308,18 @@ fn a_run_without_workers_says_what_to_type_and_continues_after_a_signal() {
     let again = running.wait_for("continuing run");
     let seed = first.rsplit(' ').next().unwrap();
     assert!(again.ends_with(&format!("seed {seed}")), "{first:?}, then {again:?}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().0, Some(130));
+
+    let mut other = arguments;
+    *other.last_mut().unwrap() = "2";
+    let running = Running::start(desk.command(&other));
+    running.wait_for("2 members, recipe tiny");
+    let line = running.wait_for("is unfinished in this state folder too");
+    let id = first.strip_prefix("run ").unwrap().split(':').next().unwrap();
+    let (beginning, ending) =
+        (format!("run {id}, recipe tiny"), format!("cancel {id} --server {}` ends it", running.address));
+    assert!(line.starts_with(&beginning) && line.ends_with(&ending), "{line}");
     running.signal(Signal::TERM);
     assert_eq!(running.end().0, Some(130));
 }

@@ -2,12 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test, in helpers too")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::stream;
 use plurality_common::{
     blob::BlobRef,
+    idx::Labels,
     limits::{CHUNK_BYTES, PROTOCOL, PROTOCOL_MIN},
     predictions::Predictions,
     recipe::{
@@ -30,7 +36,11 @@ use plurality_proto::v1::{
     self, blob_service_client::BlobServiceClient, instruction::Kind, worker_service_client::WorkerServiceClient,
 };
 use tempfile::TempDir;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, ChildStdout, Command},
+    time::{Instant, timeout},
+};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{RECIPE, TEST_IMAGES, ZEROS, write_dataset};
@@ -128,8 +138,11 @@ impl FakeWorker {
     }
 
     async fn register(house: &House, registration: v1::RegisterRequest) -> Self {
-        let channel =
-            Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap();
+        Self::register_at(&house.server.address().to_string(), registration).await
+    }
+
+    async fn register_at(address: &str, registration: v1::RegisterRequest) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let mut calls = WorkerServiceClient::new(channel.clone());
         let answer = calls.register(registration).await.unwrap().into_inner();
         assert_eq!(answer.protocol, PROTOCOL);
@@ -460,6 +473,91 @@ async fn health_is_served() {
         let answer = health.check(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving, "{service:?}");
     }
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_judged_does_not_hold_up_others() {
+    let house = House::open().await;
+    let stuck = house.submit(1).await;
+    let House { folder, server } = house;
+    server.stop().await.unwrap();
+    // What the run is judged by is lost, and the dataset that would bring it back is another one now.
+    fs::remove_dir_all(folder.path().join("state/artifacts/blobs/private")).unwrap();
+    fs::write(folder.path().join("data/t10k-labels-idx1-ubyte"), Labels(vec![0; TEST_IMAGES]).to_idx()).unwrap();
+    let server = Server::start(&House::settings(folder.path().to_owned())).await.unwrap();
+    let house = House { folder, server };
+
+    let mut worker = FakeWorker::connect(&house).await;
+    worker.do_one().await;
+    let other = house.submit(1).await;
+    worker.do_one().await;
+    let mut client = house.client().await;
+    timeout(DEADLINE, async {
+        while client.get(&other.run_id).await.unwrap().status != RunStatus::Completed {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the other run completes in time");
+    let stuck = client.get(&stuck.run_id).await.unwrap();
+    assert_eq!(stuck.members[0].status, MemberStatus::Verifying, "it is not the member's fault: {stuck:?}");
+}
+
+/// A coordinator program that trains one network on what lies in `folder`; returns it, its output, and where it listens.
+async fn one_run(folder: &Path) -> (Child, BufReader<ChildStdout>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PLURALITY_")) {
+        command.env_remove(name);
+    }
+    command.args(["--recipe", "tiny.toml", "--data", "data", "--listen", "127.0.0.1:0", "--ensemble", "1"]);
+    command.args(["--out", "out"]).current_dir(folder).env_remove("RUST_LOG").kill_on_drop(true);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    timeout(DEADLINE, stdout.read_line(&mut line)).await.expect("it listens in time").unwrap();
+    let address = line.trim_end().strip_prefix("listening on ").unwrap().to_owned();
+    (child, stdout, address)
+}
+
+/// Waits for the end of a program; returns its exit code and what it said on standard error.
+async fn end(child: Child) -> (Option<i32>, String) {
+    let output = timeout(DEADLINE, child.wait_with_output()).await.expect("it ends in time").unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test]
+async fn results_that_could_not_be_written_are_written_by_the_same_command_without_training() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(&folder.path().join("data"));
+    fs::write(folder.path().join("tiny.toml"), RECIPE).unwrap();
+    let in_the_way = folder.path().join("out/report.md");
+    fs::create_dir_all(&in_the_way).unwrap();
+
+    let (child, _stdout, address) = one_run(folder.path()).await;
+    let mut worker = FakeWorker::register_at(&address, registration()).await;
+    worker.do_one().await;
+    drop(worker);
+    let (code, said) = end(child).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("report.md"), "{said}");
+    let report = folder.path().join("out/report.json");
+    assert!(!report.exists());
+
+    fs::remove_dir(&in_the_way).unwrap();
+    // No worker comes this time.
+    let (child, _stdout, _) = one_run(folder.path()).await;
+    let (code, said) = end(child).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("was trained but its results were not written"), "{said}");
+    assert!(report.is_file() && in_the_way.is_file());
+
+    // What was delivered is not delivered again: a new run waits for workers.
+    let (child, _stdout, address) = one_run(folder.path()).await;
+    let mut worker = FakeWorker::register_at(&address, registration()).await;
+    worker.do_one().await;
+    drop(worker);
+    let (code, said) = end(child).await;
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[tokio::test]
