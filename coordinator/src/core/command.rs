@@ -42,7 +42,9 @@ pub enum Command {
         request: RunRequest,
         /// The run's seed; drawn if absent.
         seed: Option<u64>,
-        /// Answer with the oldest unfinished run of the same request (and seed, if given) instead of a new one.
+        /// Answer with the oldest unfinished run of the same request (and seed, if given) instead of a new one. Whoever
+        /// asks so waits for the run: it goes before older ones, until another is asked for so or the coordinator
+        /// restarts.
         continue_unfinished: bool,
     },
     /// Someone wants a run to end. Answered by [`Reply::Done`], also when it is cancelled already.

@@ -41,6 +41,9 @@ impl World {
         }
         let known = self.pulse.attempts.keys().all(|id| self.state.attempts.contains_key(id));
         expect(known, "pulse", "only attempts that exist")?;
+        let focus = self.pulse.focus.as_ref().map(|run| self.state.runs.get(run));
+        let goes_on = focus.is_none_or(|run| run.is_some_and(|run| run.end.is_none()));
+        expect(goes_on, "focus", "a run that has not ended")?;
         let open = self.state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| &worker.id);
         expect(open.eq(self.pulse.workers.keys()), "pulse", "exactly the open sessions")
     }

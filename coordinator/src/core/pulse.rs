@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use plurality_common::{
     attempt::Progress,
-    id::{AttemptId, WorkerId},
+    id::{AttemptId, RunId, WorkerId},
 };
 
 use super::{
@@ -16,11 +16,14 @@ use super::{
 /// The volatile half of the cluster's state.
 ///
 /// Invariant: exactly the live attempts have a lease, exactly the suspect ones an orphan deadline, and exactly the open
-/// workers an entry.
+/// workers an entry. A run in focus has not ended.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Pulse {
     pub(super) attempts: BTreeMap<AttemptId, AttemptPulse>,
     pub(super) workers: BTreeMap<WorkerId, WorkerPulse>,
+    /// The run that somebody waits for: its members are offered before those of older runs. Set when it is asked for,
+    /// gone when it ends.
+    pub(super) focus: Option<RunId>,
     /// When time was last looked at; a long gap means that this process itself stood still.
     pub(super) last_tick: Moment,
 }
@@ -72,6 +75,11 @@ pub enum Beat {
         /// How far it is; absent when only the hold was reported.
         progress: Option<Progress>,
     },
+    /// Somebody asked for a run and waits for it.
+    Focus {
+        /// The run.
+        run: RunId,
+    },
     /// Time was looked at.
     Ticked,
     /// This process stood still: silence in that time is nobody's fault, so every deadline moves by the gap.
@@ -95,7 +103,7 @@ impl Pulse {
         let workers = state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| {
             (worker.id.clone(), WorkerPulse { online_until: grace, gone_at: orphan.max(grace), free_slots: 0 })
         });
-        Self { attempts: attempts.collect(), workers: workers.collect(), last_tick: now }
+        Self { attempts: attempts.collect(), workers: workers.collect(), focus: None, last_tick: now }
     }
 
     /// Follows one event that `state` has already applied.
@@ -130,9 +138,11 @@ impl Pulse {
             | Event::ResultRejected { attempt, .. } => {
                 self.attempts.remove(attempt);
             }
-            Event::MemberCommitted { .. } | Event::MemberFailed { .. } | Event::RunFinished { .. } => {
+            Event::RunFinished { run, .. } => {
+                self.focus.take_if(|focus| focus == run);
                 self.forget_ended(state);
             }
+            Event::MemberCommitted { .. } | Event::MemberFailed { .. } => self.forget_ended(state),
             Event::WorkerDraining { .. }
             | Event::RunSubmitted { .. }
             | Event::AttemptStarted { .. }
@@ -157,6 +167,7 @@ impl Pulse {
                     }
                 }
             }
+            Beat::Focus { run } => self.focus = Some(run.clone()),
             Beat::Ticked => self.last_tick = now,
             Beat::Stalled => {
                 let gap = now.since(self.last_tick);

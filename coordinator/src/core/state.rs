@@ -31,7 +31,7 @@ pub struct State {
     pub(super) attempts: BTreeMap<AttemptId, Attempt>,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
     pub(super) workers_by_instance: BTreeMap<InstanceId, WorkerId>,
-    /// Queued members in the order in which they are given out.
+    /// Queued members in the order in which they are given out, unless a run is in focus.
     pub(super) queue: BTreeSet<(u64, MemberIndex)>,
     /// Attempts whose results wait for verification, first come first.
     pub(super) verifying: Vec<AttemptId>,

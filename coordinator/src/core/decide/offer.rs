@@ -16,7 +16,9 @@ use super::{
     Context, Draft, Event, fresh_attempt_id, fresh_token,
 };
 
-/// Gives a worker as many members as it has free slots: oldest run first, lowest member first.
+/// Gives a worker as many members as it has free slots: the run in focus first, then the oldest, lowest member first.
+///
+/// Whoever starts one run and watches it would else see it wait for a run that was interrupted long ago.
 pub(super) fn offer(
     draft: &mut Draft<'_>,
     pulse: &Pulse,
@@ -26,7 +28,10 @@ pub(super) fn offer(
 ) -> Vec<Instruction> {
     let state = draft.state;
     let mut instructions = Vec::new();
-    let queued = state.queue.iter().map(|(order, index)| (state.run(&state.run_order[*order as usize]), *index));
+    let focus = pulse.focus.as_ref().map(|run| state.run(run).order);
+    let wanted = state.queue.iter().filter(|(order, _)| Some(*order) == focus);
+    let others = state.queue.iter().filter(|(order, _)| Some(*order) != focus);
+    let queued = wanted.chain(others).map(|(order, index)| (state.run(&state.run_order[*order as usize]), *index));
     for (run, index) in queued {
         if instructions.len() >= free_slots {
             break;

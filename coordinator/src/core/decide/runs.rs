@@ -8,7 +8,7 @@ use super::{
         event::{RunOutcome, RunRequest},
         state::Run,
     },
-    Context, Decision, Draft, Event, Refusal, Reply, fresh_run_id, fresh_seed,
+    Beat, Context, Decision, Draft, Event, Refusal, Reply, fresh_run_id, fresh_seed,
 };
 
 /// Someone wants a run.
@@ -26,11 +26,15 @@ pub(super) fn submit(
     let mut unfinished = state.run_order.iter().map(|id| state.run(id)).filter(|run| run.end.is_none());
     if let Some(run) = unfinished.find(|run| continue_unfinished && is_same(run, request, seed)) {
         let submitted = Submitted { run: run.id.clone(), seed: run.seed, is_continued: true };
+        draft.beat(Beat::Focus { run: run.id.clone() });
         return draft.reply(Reply::Submitted(submitted));
     }
     let run = fresh_run_id(context);
     let seed = seed.unwrap_or_else(|| fresh_seed(context));
     draft.push(Event::RunSubmitted { run: run.clone(), request: request.clone(), seed, at: draft.at });
+    if continue_unfinished {
+        draft.beat(Beat::Focus { run: run.clone() });
+    }
     draft.reply(Reply::Submitted(Submitted { run, seed, is_continued: false }))
 }
 

@@ -57,6 +57,7 @@ scripts! {
     a_numeric_failure_that_comes_again_is_final,
     a_rejected_result_is_charged_and_tried_again,
     a_restart_is_charged_to_nobody,
+    a_run_that_somebody_waits_for_goes_first,
     a_run_of_the_same_request_is_continued,
     a_silent_attempt_is_suspected_then_lost,
     a_stale_token_changes_nothing,
