@@ -7,8 +7,8 @@ use super::state::AttemptStatus;
 /// Attempts that may be charged to a member and still be tried again: enough for bad luck, few enough that a broken
 /// recipe is reported within minutes. Spark and Ballista allow as many.
 pub(super) const RETRY_BUDGET: u32 = 4;
-/// Workers that may be lost with a member and still be followed by another: a machine's fault is not the recipe's, yet
-/// what brings down six machines is not bad luck. HyperQueue's crash limit.
+/// Machines that may fail a member (lost, out of memory, disk full) and still be followed by another: a machine's fault
+/// is not the recipe's, yet what brings down six machines is not bad luck. HyperQueue's crash limit.
 pub(super) const LOSS_BUDGET: u32 = 5;
 /// Numeric failures that are final: a member's seed is fixed, so the second shows that it would come again.
 const NUMERIC_FAILURES: u32 = 2;
@@ -18,6 +18,8 @@ const NUMERIC_FAILURES: u32 = 2;
 pub(super) enum Charge {
     /// The member: its retry budget.
     Member,
+    /// The machine: the member's loss budget.
+    Machine,
     /// The worker: it gets this member no more, and nothing is charged.
     Worker,
     /// Nobody.
@@ -27,11 +29,8 @@ pub(super) enum Charge {
 /// Says whom a failure is charged to.
 pub(super) fn charge(kind: FailureKind) -> Charge {
     match kind {
-        FailureKind::Numeric
-        | FailureKind::OutOfMemory
-        | FailureKind::Dataset
-        | FailureKind::Internal
-        | FailureKind::DiskFull => Charge::Member,
+        FailureKind::Numeric | FailureKind::Dataset | FailureKind::Internal => Charge::Member,
+        FailureKind::OutOfMemory | FailureKind::DiskFull => Charge::Machine,
         FailureKind::Incompatible | FailureKind::Startup => Charge::Worker,
         FailureKind::Drained => Charge::Nobody,
     }
@@ -67,7 +66,7 @@ pub(super) struct Tally {
     pub charged: u32,
     /// Numeric failures among these.
     pub numeric: u32,
-    /// Lost with their workers.
+    /// Lost with their workers, or given up for a fault of the machine.
     pub lost: u32,
     /// Silent, perhaps lost.
     pub suspect: u32,
@@ -81,10 +80,14 @@ impl Tally {
         let mut tally = Self::default();
         for status in statuses {
             match status {
-                AttemptStatus::Failed { kind, .. } if charge(*kind) == Charge::Member => {
-                    tally.charged += 1;
-                    tally.numeric += u32::from(*kind == FailureKind::Numeric);
-                }
+                AttemptStatus::Failed { kind, .. } => match charge(*kind) {
+                    Charge::Member => {
+                        tally.charged += 1;
+                        tally.numeric += u32::from(*kind == FailureKind::Numeric);
+                    }
+                    Charge::Machine => tally.lost += 1,
+                    Charge::Worker | Charge::Nobody => {}
+                },
                 AttemptStatus::Rejected { .. } => tally.charged += 1,
                 AttemptStatus::Lost => tally.lost += 1,
                 AttemptStatus::Suspect => tally.suspect += 1,
@@ -92,8 +95,7 @@ impl Tally {
                 | AttemptStatus::Running
                 | AttemptStatus::Uploading
                 | AttemptStatus::Verifying => tally.hopeful += 1,
-                AttemptStatus::Failed { .. }
-                | AttemptStatus::Won(_)
+                AttemptStatus::Won(_)
                 | AttemptStatus::Drained
                 | AttemptStatus::Cancelled
                 | AttemptStatus::Superseded => {}

@@ -54,6 +54,7 @@ scripts! {
     a_lost_reply_offers_the_same_attempt_again,
     a_member_fails_when_its_budget_is_spent,
     a_member_that_no_worker_can_train_says_so,
+    a_machines_fault_is_charged_to_the_loss_budget,
     a_numeric_failure_that_comes_again_is_final,
     a_rejected_result_is_charged_and_tried_again,
     a_restart_is_charged_to_nobody,
