@@ -56,9 +56,9 @@ pub enum FailureKind {
     Dataset,
     /// The worker cannot run this recipe.
     Incompatible,
-    /// The trainer crashed or broke its protocol.
+    /// The trainer crashed, was killed, fell silent or broke its protocol.
     Internal,
-    /// The trainer never took its first step.
+    /// The trainer does not start on this worker: it is missing, lacks a library, or ends by itself before it begins.
     Startup,
     /// The worker's disk is full.
     DiskFull,

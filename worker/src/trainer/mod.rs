@@ -173,11 +173,13 @@ impl TrainerError {
     /// Returns the kind of failure that an attempt ends with.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Missing { .. } | Self::Spawn(_) | Self::NoLibTorch | Self::Silent { .. } => FailureKind::Startup,
-            Self::Ended { when: When::BeforeFirstEvent, .. } => FailureKind::Startup,
-            Self::Ended { when: When::WithoutResult, .. } | Self::Protocol { .. } | Self::Pipe(_) => {
-                FailureKind::Internal
+            Self::Missing { .. } | Self::Spawn(_) | Self::NoLibTorch => FailureKind::Startup,
+            // A child that is killed while it loads, or that a busy machine keeps from running, would start another
+            // time: `Startup` would keep this worker from the member for good.
+            Self::Ended { when: When::BeforeFirstEvent, exit: Exit::Status(status), .. } if status.code().is_some() => {
+                FailureKind::Startup
             }
+            Self::Ended { .. } | Self::Silent { .. } | Self::Protocol { .. } | Self::Pipe(_) => FailureKind::Internal,
         }
     }
 }
@@ -378,5 +380,30 @@ impl Log {
             self.is_over = true;
         }
         std::mem::take(&mut self.tail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_what_would_come_again_keeps_a_worker_from_a_member() {
+        let ended = |when, exit| TrainerError::Ended { when, exit, tail: Tail::default() };
+        let refused = Exit::Status(ExitStatus::from_raw(5 << 8));
+        let killed = Exit::Status(ExitStatus::from_raw(9));
+        let waited = SPEC_TIMEOUT;
+        for (error, kind) in [
+            (TrainerError::NoLibTorch, FailureKind::Startup),
+            (ended(When::BeforeFirstEvent, refused), FailureKind::Startup),
+            (ended(When::BeforeFirstEvent, killed), FailureKind::Internal),
+            (ended(When::BeforeFirstEvent, Exit::Killed), FailureKind::Internal),
+            (ended(When::WithoutResult, refused), FailureKind::Internal),
+            (TrainerError::Silent { waited, tail: Tail::default() }, FailureKind::Internal),
+        ] {
+            assert_eq!(error.kind(), kind, "{error}");
+        }
     }
 }

@@ -123,6 +123,13 @@ fn a_trainer_that_never_begins_is_a_failure_to_start() {
 }
 
 #[test]
+fn a_trainer_that_is_killed_before_it_begins_may_be_tried_again() {
+    let killed = failure_of("killed");
+    assert_eq!(killed.kind(), FailureKind::Internal);
+    assert!(killed.message.contains("before its first event: signal: 9"), "{}", killed.message);
+}
+
+#[test]
 fn a_failure_that_the_trainer_names_keeps_its_kind() {
     let failure = failure_of("numeric");
     assert_eq!(failure.kind(), FailureKind::Numeric);

@@ -44,6 +44,7 @@ loader)
     echo "worker-trainer: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file" >&2
     exit 127 ;;
 silent) echo "no idea what to do" >&2; exit 5 ;;
+killed) echo "about to load" >&2; kill -KILL $$ ;;
 crash) started; progress 3; echo "about to crash" >&2; kill -KILL $$ ;;
 garbage) started; echo "epoch 1 done"; sleep 60 ;;
 endless) started; head -c 100000 /dev/zero | tr '\0' x; echo; sleep 60 ;;
