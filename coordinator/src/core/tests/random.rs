@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 
 use plurality_common::{
     attempt::{FailureKind, Handle, Phase, Progress},
+    digest::Digest,
     id::{AttemptId, Token, WorkerId},
 };
 use proptest::prelude::*;
 
 use super::{
-    super::{CommitVerdict, Instruction, Reply, RunOutcome, SyncReport, VerificationOutcome},
+    super::{
+        AttemptStatus, CommitVerdict, Instruction, MemberStatus, Reply, RunOutcome, SyncReport, VerificationOutcome,
+    },
     Command, Stage, registration, report, request, result, verification,
 };
 
@@ -19,6 +22,8 @@ use super::{
 const WORKERS: usize = 3;
 /// Slots of each.
 const SLOTS: u32 = 2;
+/// What an attempt's checkpoint may say. A worker whose commit was not answered may come with another one.
+const CHECKPOINTS: &[&str] = &["weights", "other weights"];
 /// Rounds of five seconds within which every run must end once faults stop: two orphan windows and some work.
 const ROUNDS_MAX: usize = 200;
 
@@ -28,7 +33,7 @@ enum Action {
     Submit { size: u32, continue_unfinished: bool },
     Register { worker: usize, is_lost: bool },
     Sync { worker: usize, is_lost: bool, is_poll: bool },
-    Commit { worker: usize, which: usize, is_lost: bool },
+    Commit { worker: usize, which: usize, is_lost: bool, checkpoint: &'static str },
     Fail { worker: usize, which: usize, kind: FailureKind, is_lost: bool },
     Forge { which: usize, is_commit: bool },
     Repeat { which: usize },
@@ -46,6 +51,7 @@ fn action() -> impl Strategy<Value = Action> {
     let kind = prop::sample::select(vec![
         FailureKind::Numeric,
         FailureKind::OutOfMemory,
+        FailureKind::DiskFull,
         FailureKind::Internal,
         FailureKind::Startup,
         FailureKind::Drained,
@@ -56,8 +62,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (worker.clone(), lost).prop_map(|(worker, is_lost)| Action::Register { worker, is_lost }),
         20 => (worker.clone(), lost, prop::bool::weighted(0.1))
             .prop_map(|(worker, is_lost, is_poll)| Action::Sync { worker, is_lost, is_poll }),
-        6 => (worker.clone(), 0..4_usize, lost)
-            .prop_map(|(worker, which, is_lost)| Action::Commit { worker, which, is_lost }),
+        6 => (worker.clone(), 0..4_usize, lost, prop::sample::select(CHECKPOINTS))
+            .prop_map(|(worker, which, is_lost, checkpoint)| Action::Commit { worker, which, is_lost, checkpoint }),
         3 => (worker.clone(), 0..4_usize, kind, lost)
             .prop_map(|(worker, which, kind, is_lost)| Action::Fail { worker, which, kind, is_lost }),
         1 => (0..20_usize, any::<bool>()).prop_map(|(which, is_commit)| Action::Forge { which, is_commit }),
@@ -88,8 +94,8 @@ struct Play {
     players: Vec<Player>,
     /// Everything ever said, to be said again.
     said: Vec<Command>,
-    /// Attempts whose commit was acknowledged.
-    acknowledged: Vec<AttemptId>,
+    /// Attempts whose commit was acknowledged, and the checkpoint of each.
+    acknowledged: Vec<(AttemptId, Digest)>,
 }
 
 impl Play {
@@ -115,7 +121,7 @@ impl Play {
             }
             Action::Register { worker, is_lost } => self.register(worker, is_lost),
             Action::Sync { worker, is_lost, is_poll } => self.sync(worker, is_lost, is_poll),
-            Action::Commit { worker, which, is_lost } => self.commit(worker, which, is_lost),
+            Action::Commit { worker, which, is_lost, checkpoint } => self.commit(worker, which, is_lost, checkpoint),
             Action::Fail { worker, which, kind, is_lost } => {
                 let Some(handle) = self.nth_held(worker, which) else { return };
                 self.say(Command::Fail { handle: handle.clone(), kind, message: "as the test demands".to_owned() });
@@ -207,15 +213,16 @@ impl Play {
         }
     }
 
-    fn commit(&mut self, worker: usize, which: usize, is_lost: bool) {
+    fn commit(&mut self, worker: usize, which: usize, is_lost: bool, checkpoint: &str) {
         let Some(handle) = self.nth_held(worker, which) else { return };
-        let result = result(handle.attempt_id.as_str());
+        let result = result(&format!("{checkpoint} of {}", handle.attempt_id));
+        let digest = result.checkpoint.sha256;
         let reply = self.say(Command::Commit { handle: handle.clone(), result });
         if is_lost {
             return;
         }
         if reply == Some(Reply::Committed(CommitVerdict::Accepted)) {
-            self.acknowledged.push(handle.attempt_id.clone());
+            self.acknowledged.push((handle.attempt_id.clone(), digest));
         }
         self.players[worker].held.remove(&handle.attempt_id);
     }
@@ -264,7 +271,7 @@ impl Play {
                 }
                 self.sync(worker, false, false);
                 while !self.players[worker].held.is_empty() {
-                    self.commit(worker, 0, false);
+                    self.commit(worker, 0, false, CHECKPOINTS[0]);
                 }
             }
             while !self.stage.world.pending_verifications().is_empty() {
@@ -276,12 +283,35 @@ impl Play {
         panic!("a run did not end: {open:#?}");
     }
 
+    /// Checks that no acknowledged result was lost: it is as it was handed over, and it was needed, judged, or waits.
+    fn check_acknowledged(&self) {
+        let state = &self.stage.world.state;
+        for (id, digest) in &self.acknowledged {
+            let attempt = state.attempt(id);
+            let kept = attempt.result.as_ref().map(|result| result.checkpoint.sha256);
+            assert_eq!(kept, Some(*digest), "an acknowledged result is kept as it was handed over");
+            let status = &attempt.status;
+            let member = state.member_of(attempt).status;
+            let is_answered_for = match status {
+                AttemptStatus::Verifying => state.verifying.contains(id),
+                AttemptStatus::Won(_) | AttemptStatus::Superseded => member == MemberStatus::Committed,
+                AttemptStatus::Rejected { .. } => true,
+                AttemptStatus::Cancelled => state.run(&attempt.run).end.is_some(),
+                AttemptStatus::Offered
+                | AttemptStatus::Running
+                | AttemptStatus::Uploading
+                | AttemptStatus::Suspect
+                | AttemptStatus::Lost
+                | AttemptStatus::Failed { .. }
+                | AttemptStatus::Drained => false,
+            };
+            assert!(is_answered_for, "an acknowledged result ended as {status:?} of a member that is {member:?}");
+        }
+    }
+
     /// Checks what must hold at the end of the day.
     fn check_promises(&self) {
-        for attempt in &self.acknowledged {
-            let attempt = &self.stage.world.state.attempts[attempt];
-            assert!(attempt.result.is_some(), "an acknowledged result is never lost");
-        }
+        self.check_acknowledged();
         for run in self.stage.world.run_views(self.stage.now) {
             let committed = run.members.iter().filter(|member| member.commit().is_some()).count();
             match run.outcome {
@@ -303,6 +333,7 @@ proptest! {
         play.act(&Action::Submit { size: 3, continue_unfinished: false });
         for action in &actions {
             play.act(action);
+            play.check_acknowledged();
         }
         play.stage.restart();
         play.finish();
