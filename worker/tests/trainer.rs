@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
@@ -107,7 +108,7 @@ fn the_first_event_names_the_class_that_check_names() {
 }
 
 #[test]
-fn a_trainer_whose_worker_is_gone_ends_at_once() {
+fn a_trainer_whose_worker_is_gone_ends_at_once_without_a_core_dump() {
     let out = tempfile::tempdir().unwrap();
     let mut spec = spec(out.path());
     spec.recipe.training.epochs = 10_000;
@@ -119,7 +120,9 @@ fn a_trainer_whose_worker_is_gone_ends_at_once() {
     let closed = Instant::now();
     let ended = output.lines().take_while(|_| closed.elapsed() < DEADLINE).last();
     assert!(closed.elapsed() < DEADLINE, "still running: {ended:?}");
-    assert!(!child.wait().unwrap().success());
+    let status = child.wait().unwrap();
+    // SIGKILL: of the signals that end a process under its work, the one that never writes a core dump.
+    assert_eq!((status.signal(), status.core_dumped()), (Some(9), false));
     assert!(!out.path().join(CHECKPOINT_FILE).exists());
 }
 

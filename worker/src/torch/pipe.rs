@@ -6,6 +6,7 @@ use std::{
 };
 
 use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
+use rustix::process::{Signal, getpid, kill_process};
 
 use super::error::TrainError;
 
@@ -26,10 +27,19 @@ pub fn receive() -> Result<TrainerSpec, TrainError> {
     thread::spawn(|| {
         // An error counts as an end, and whatever else is sent has no meaning.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-        // Not `exit`: it would run LibTorch's destructors under the training, which then fails with a false alarm.
-        process::abort()
+        end_at_once()
     });
     Ok(spec)
+}
+
+/// Ends this process under the training, without a core dump.
+///
+/// Not by `exit`: it would run LibTorch's destructors under the training, which then fails with a false alarm. Not by
+/// `abort`: where core dumps are on it writes one of LibTorch's size for each slot of a worker that is gone.
+fn end_at_once() -> ! {
+    let _ = kill_process(getpid(), Signal::KILL);
+    // Reached only where the signal has no effect: on the first process of a container.
+    process::abort()
 }
 
 /// Writes one event; ends this process if nobody reads it.
