@@ -73,9 +73,10 @@ pub enum TrainerEvent {
     Finished {
         /// Validation accuracy of the final weights, 0..1; absent without a validation split.
         validation_accuracy: Option<f64>,
-        /// Wall seconds from first step to last event.
+        /// Wall seconds of the whole training in the trainer: set-up, validation, test predictions and writing included,
+        /// reading the dataset not.
         train_seconds: f64,
-        /// CPU seconds of the same span.
+        /// CPU seconds of the same.
         train_cpu_seconds: f64,
     },
     /// The attempt is over; the last event.
