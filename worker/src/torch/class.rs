@@ -8,6 +8,8 @@ use std::{env, fs};
 use plurality_common::attempt::DeterminismClass;
 use tch::Device;
 
+use super::gpu;
+
 /// The version that tch 0.24 demands when it is built.
 const LIBTORCH_VERSION: &str = "2.11.0";
 /// Raised with every change of this trainer that changes a checkpoint's bytes.
@@ -27,7 +29,7 @@ pub fn determinism_class(device: Device, threads: u32) -> DeterminismClass {
     let processor = Processor::parse(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let capability = env::var("ATEN_CPU_CAPABILITY").ok();
     let (device_model, instruction_set) = match device {
-        Device::Cuda(number) => (format!("CUDA device {number} beside {}", processor.model), "CUDA".to_owned()),
+        Device::Cuda(number) => (format!("{} beside {}", gpu::model(number), processor.model), "CUDA".to_owned()),
         _ => {
             let name = instruction_set(&processor.flags, capability.as_deref());
             (processor.model, name.to_owned())

@@ -12,6 +12,7 @@ mod dropout;
 mod error;
 mod evaluate;
 mod init;
+mod gpu;
 mod network;
 mod optimiser;
 mod order;
