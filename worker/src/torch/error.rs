@@ -81,6 +81,20 @@ pub enum TrainError {
         /// What the panic said.
         message: String,
     },
+    /// LibTorch refuses to compute on the device.
+    #[error("LibTorch cannot multiply: {reason}")]
+    Multiplication {
+        /// What LibTorch says.
+        reason: String,
+    },
+    /// LibTorch computes something else than it must.
+    #[error("LibTorch multiplied to {found}, expected {expected}")]
+    Arithmetic {
+        /// A value of the product.
+        found: f32,
+        /// What it must be.
+        expected: f32,
+    },
     /// There is no built-in recipe of that name.
     #[error("no recipe is called `{name}`")]
     NoRecipe {
@@ -116,6 +130,8 @@ impl TrainError {
             | Self::SpecificationMissing(_)
             | Self::Format { .. }
             | Self::Device { .. }
+            | Self::Multiplication { .. }
+            | Self::Arithmetic { .. }
             | Self::NoRecipe { .. }
             | Self::RecipeFile { .. }
             | Self::Recipe(_)

@@ -3,6 +3,7 @@
 //! A training that crashes, hangs or eats all memory costs one attempt and not the worker; seeds and thread counts of
 //! LibTorch belong to a process, so one process trains one member.
 
+mod arithmetic;
 mod augment;
 mod bench;
 mod class;
@@ -11,8 +12,8 @@ mod data;
 mod dropout;
 mod error;
 mod evaluate;
-mod init;
 mod gpu;
+mod init;
 mod network;
 mod optimiser;
 mod order;
@@ -39,7 +40,7 @@ const PANIC_TEXT_MAX: usize = 300;
 #[derive(Parser)]
 #[command(name = "worker-trainer", version)]
 struct Arguments {
-    /// Prints the determinism class as JSON and exits.
+    /// Multiplies two small matrices, prints the determinism class as JSON and exits.
     #[arg(long)]
     check: bool,
     /// Measures the speed of a recipe, by name or .toml file, and prints it as JSON.
@@ -82,10 +83,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the determinism class, which also shows that LibTorch can be loaded.
+/// Prints the determinism class, after LibTorch was loaded and has computed something right.
 fn check(arguments: &Arguments) -> Result<(), TrainError> {
     set_threads(arguments.threads);
-    let class = class::determinism_class(device(&arguments.device)?, arguments.threads);
+    let device = device(&arguments.device)?;
+    arithmetic::verify(device)?;
+    let class = class::determinism_class(device, arguments.threads);
     println!("{}", serde_json::to_string(&class).expect("a class holds only text and numbers, which JSON can say"));
     Ok(())
 }
