@@ -55,8 +55,8 @@ pub struct Notes {
     pub cut_uploads: VecDeque<usize>,
     /// Outcomes of the next commits; accepted when empty.
     pub commit_outcomes: VecDeque<v1::CommitOutcome>,
-    /// `Fail` is never answered.
-    pub is_deaf_to_failures: bool,
+    /// A worker that leaves hears nothing more: `Commit`, `Fail` and its farewell are never answered.
+    pub is_deaf: bool,
     /// Attempts given out and not yet heard of; given out again as the real one does.
     offered: Vec<v1::Start>,
 }
@@ -249,6 +249,9 @@ impl WorkerService for Shared {
         loop {
             let news = self.news.notified();
             let instructions = self.note(|notes| notes.instructions_for(&request));
+            if request.is_leaving && self.note(|notes| notes.is_deaf) {
+                std::future::pending::<()>().await;
+            }
             if !instructions.is_empty() || request.is_leaving {
                 return Ok(Response::new(v1::SyncResponse { instructions }));
             }
@@ -260,7 +263,7 @@ impl WorkerService for Shared {
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
-        let outcome = self.note(|notes| {
+        let (outcome, is_deaf) = self.note(|notes| {
             notes.commits.push(request.into_inner());
             let outcome = notes.commit_outcomes.pop_front().unwrap_or(v1::CommitOutcome::Accepted);
             if outcome == v1::CommitOutcome::BlobsMissing {
@@ -269,15 +272,18 @@ impl WorkerService for Shared {
                 notes.blobs.remove(&lost);
                 notes.partial.remove(&lost);
             }
-            outcome
+            (outcome, notes.is_deaf)
         });
+        if is_deaf {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(v1::CommitResponse { outcome: outcome.into(), message: "says the fake".to_owned() }))
     }
 
     async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailResponse>, Status> {
         let is_deaf = self.note(|notes| {
             notes.failures.push(request.into_inner());
-            notes.is_deaf_to_failures
+            notes.is_deaf
         });
         if is_deaf {
             std::future::pending::<()>().await;
