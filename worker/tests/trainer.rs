@@ -18,6 +18,8 @@ use plurality_common::{
     trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
 };
 
+/// CPU seconds that a `smoke` member may take: its recipe promises seconds on one core, `make try` five in a minute.
+const SMOKE_CPU_SECONDS_MAX: f64 = 15.0;
 /// Longer than any training here on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -82,8 +84,12 @@ fn training_smoke_twice_gives_the_same_checkpoint_and_predictions() {
         .map(|_| {
             let out = tempfile::tempdir().unwrap();
             let event = outcome(&spec(out.path()));
-            let TrainerEvent::Finished { validation_accuracy: Some(accuracy), .. } = event else { panic!("{event:?}") };
+            let TrainerEvent::Finished { validation_accuracy: Some(accuracy), train_cpu_seconds, .. } = event else {
+                panic!("{event:?}")
+            };
             assert!(accuracy >= 0.97, "smoke reaches 97 % at least, not {accuracy}");
+            // CPU time: what else the machine does has little effect on it.
+            assert!(train_cpu_seconds <= SMOKE_CPU_SECONDS_MAX, "smoke took {train_cpu_seconds} CPU seconds");
             [CHECKPOINT_FILE, PREDICTIONS_FILE].map(|name| Digest::of(&fs::read(out.path().join(name)).unwrap()))
         })
         .collect();
