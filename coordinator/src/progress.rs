@@ -70,6 +70,8 @@ struct Told {
     status: Option<MemberStatus>,
     attempts: u32,
     failures: usize,
+    /// Why it last waited; empty if it did not.
+    waiting: String,
     epoch: u32,
     epoch_told_at: Option<Duration>,
 }
@@ -90,6 +92,7 @@ impl Story {
         let total = run.vote_so_far.map(|vote| vote.total);
         for (member, told) in run.members.iter().zip(&mut self.members) {
             told.failures(member, &mut lines);
+            told.wait(member, &mut lines);
             told.start(member, &mut lines);
             if self.tells_epochs {
                 told.epoch(member, now, &mut lines);
@@ -120,6 +123,16 @@ impl Told {
             lines.push(format!("member {}: attempt ended: {failure}", member.index));
         }
         self.failures = member.failures.len();
+    }
+
+    fn wait(&mut self, member: &Member, lines: &mut Vec<String>) {
+        // Before its first attempt it waits for its turn like all others, which is no news.
+        if member.attempts > 0 && member.waiting != self.waiting {
+            self.waiting.clone_from(&member.waiting);
+            if !self.waiting.is_empty() {
+                lines.push(format!("member {}: waits: {}", member.index, self.waiting));
+            }
+        }
     }
 
     fn start(&mut self, member: &Member, lines: &mut Vec<String>) {
@@ -300,6 +313,7 @@ mod tests {
             validation_accuracy: None,
             train_seconds: None,
             failures: Vec::new(),
+            waiting: String::new(),
         }
     }
 
@@ -380,6 +394,15 @@ mod tests {
         again.failures.push("worker lost".to_owned());
         let lines = told(vec![run(vec![member(0, MemberStatus::Active)], None), run(vec![again], None)]);
         assert_eq!(lines[1..], ["member 0: attempt ended: worker lost", "member 0: started on vega, attempt 2"]);
+    }
+
+    #[test]
+    fn a_member_that_no_worker_may_take_says_why_once() {
+        let reason = "no connected worker can train it: vega: trainer did not start";
+        let stuck = Member { attempts: 1, waiting: reason.to_owned(), ..member(0, MemberStatus::Queued) };
+        let fresh = Member { attempts: 0, waiting: "no worker is connected".to_owned(), ..stuck.clone() };
+        let lines = told([fresh, stuck.clone(), stuck].map(|member| run(vec![member], None)).into());
+        assert_eq!(lines, [format!("member 0: waits: {reason}")]);
     }
 
     #[test]

@@ -163,6 +163,8 @@ pub struct Member {
     pub train_seconds: Option<f64>,
     /// Reasons of ended attempts, oldest first.
     pub failures: Vec<String>,
+    /// Why no worker may take it; empty otherwise.
+    pub waiting: String,
 }
 
 impl Member {
@@ -274,6 +276,7 @@ impl TryFrom<v1::Member> for Member {
             validation_accuracy: member.validation_accuracy,
             train_seconds: member.train_seconds,
             failures: member.failures,
+            waiting: member.waiting,
         })
     }
 }
@@ -372,7 +375,8 @@ mod tests {
               "test_correct": 995,
               "validation_accuracy": null,
               "train_seconds": null,
-              "failures": []
+              "failures": [],
+              "waiting": ""
             }
           ]
         }

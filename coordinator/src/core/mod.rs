@@ -39,6 +39,7 @@ pub use pulse::{Beat, Pulse};
 pub use state::{AttemptStatus, MemberStatus, State};
 pub use time::{Context, Moment, Timing, WallTime};
 pub use view::{
-    AttemptView, CommitView, HeldAttemptView, MemberView, PendingVerification, RunView, WorkerStatus, WorkerView,
+    AttemptView, CommitView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus,
+    WorkerView,
 };
 pub use world::World;

@@ -11,7 +11,7 @@ use super::{
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
     time::Moment,
     view::{
-        AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, WorkerStatus, WorkerView,
+        AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus, WorkerView,
         describe_failure,
     },
     world::World,
@@ -132,26 +132,26 @@ impl World {
     }
 
     /// Says why nobody works on a queued member, so that it never just hangs.
-    fn why_waiting(&self, member: &Member, now: Moment) -> Option<String> {
+    fn why_waiting(&self, member: &Member, now: Moment) -> Option<Waiting> {
         if member.status != MemberStatus::Queued {
             return None;
         }
         let tally = Tally::of(self.state.attempts_of(member).map(|attempt| &attempt.status));
         if !tally.allows_attempt() {
-            return Some(format!("waits for silent workers ({}) to come back or be given up", tally.suspect));
+            return Some(Waiting::Silent { attempts: tally.suspect });
         }
         let is_usable =
             |worker: &&Worker| worker.end.is_none() && !worker.is_draining && self.pulse.is_online(&worker.id, now);
         let mut usable = self.state.workers.values().filter(is_usable).peekable();
         if usable.peek().is_none() {
-            return Some("no worker is connected".to_owned());
+            return Some(Waiting::NoWorker);
         }
         let mut suitable = usable.filter(|worker| !is_excluded(&self.state, member, &worker.id)).peekable();
         if suitable.peek().is_none() {
-            return Some(format!("no connected worker can train it: {}", self.refusals(member).join("; ")));
+            return Some(Waiting::Refused { reasons: self.refusals(member) });
         }
         let has_room = suitable.any(|worker| has_room(&self.state, &self.pulse, now, worker));
-        (!has_room).then(|| "all workers are busy".to_owned())
+        (!has_room).then_some(Waiting::Busy)
     }
 
     /// Returns why workers were ruled out for a member.

@@ -1,5 +1,7 @@
 //! The state as people are shown it: copies without secrets.
 
+use std::fmt;
+
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Progress},
     blob::BlobRef,
@@ -43,8 +45,40 @@ pub struct MemberView {
     pub status: MemberStatus,
     /// Oldest first.
     pub attempts: Vec<AttemptView>,
-    /// Why nobody works on it, if it is queued: for people.
-    pub waiting: Option<String>,
+    /// Why nobody works on it, if it is queued.
+    pub waiting: Option<Waiting>,
+}
+
+/// Why nobody works on a queued member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// For a slot: every worker that could train it is at work.
+    Busy,
+    /// For any worker.
+    NoWorker,
+    /// For silent workers to come back or be given up: so many may have been brought down by it.
+    Silent {
+        /// Attempts of it whose workers are silent.
+        attempts: u32,
+    },
+    /// For another worker: those that are here have shown that they cannot train it.
+    Refused {
+        /// Why, one sentence for each attempt.
+        reasons: Vec<String>,
+    },
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("all workers are busy"),
+            Self::NoWorker => f.write_str("no worker is connected"),
+            Self::Silent { attempts } => {
+                write!(f, "silent workers ({attempts}) have to come back or be given up first")
+            }
+            Self::Refused { reasons } => write!(f, "no connected worker can train it: {}", reasons.join("; ")),
+        }
+    }
 }
 
 /// An attempt.

@@ -5,7 +5,7 @@ use plurality_proto::v1;
 use crate::board::VoteSoFar;
 use crate::core::{
     AttemptView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome, RunView, Start, Stop, StopReason,
-    WallTime, WorkerStatus, WorkerView,
+    Waiting, WallTime, WorkerStatus, WorkerView,
 };
 
 /// Shows a run.
@@ -51,6 +51,15 @@ fn member(view: MemberView) -> v1::Member {
         validation_accuracy: commit.and_then(|commit| commit.result.validation_accuracy),
         train_seconds: commit.map(|commit| commit.result.train_seconds),
         failures: view.failures(),
+        waiting: view.waiting.as_ref().map_or_else(String::new, waiting),
+    }
+}
+
+/// Says why no worker may take a member. To wait for its turn is no trouble, and its status says it.
+fn waiting(waiting: &Waiting) -> String {
+    match waiting {
+        Waiting::Busy => String::new(),
+        Waiting::NoWorker | Waiting::Silent { .. } | Waiting::Refused { .. } => waiting.to_string(),
     }
 }
 
