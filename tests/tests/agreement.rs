@@ -1,6 +1,8 @@
 //! The trainer (LibTorch) and the coordinator (candle) are two implementations of one network, and plain PyTorch is a
 //! third: they must agree.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{
     collections::BTreeSet,
     fs,

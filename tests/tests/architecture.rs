@@ -1,5 +1,7 @@
 //! The rules of the house that no lint can hold; ARCHITECTURE.md states them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{collections::BTreeSet, fs};
 
 use plurality_tests::workspace::{Source, root, sources};

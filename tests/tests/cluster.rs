@@ -1,5 +1,7 @@
 //! Runs across real processes, with kills that are real.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use plurality_common::{
