@@ -164,6 +164,11 @@ pub fn is_running(id: u32) -> bool {
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
+/// Says whether process `id` is the trainer's check of the machine, with which a worker begins.
+fn is_check(id: u32) -> bool {
+    fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default().split('\0').any(|word| word == "--check")
+}
+
 fn parent_of(id: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // "pid (name) state parent …", where the name may hold spaces.
@@ -203,6 +208,18 @@ impl Cluster {
         let arguments = ["--connect", &self.address.to_string(), "--slots", "1", "--name", name, "--cache"];
         let cache = cache.to_string_lossy();
         Process::start("worker", &[&arguments[..], &[&cache]].concat(), &log)
+    }
+
+    /// Waits until `worker` trains and returns its trainers.
+    ///
+    /// Looks at processes, not at progress: that is reported by heartbeats, and a fast machine trains a small network
+    /// between two of them.
+    pub async fn trainers(&self, worker: &Process) -> Vec<u32> {
+        wait_for("the worker trains", || async {
+            let trainers: Vec<u32> = children_of(worker.id()).into_iter().filter(|id| !is_check(*id)).collect();
+            (!trainers.is_empty()).then_some(trainers)
+        })
+        .await
     }
 
     /// Returns a client of the run service.
@@ -272,12 +289,4 @@ pub fn address_in(output: &str) -> Option<SocketAddr> {
 /// Counts the members of `run` in `status`.
 pub fn count(run: &v1::Run, status: MemberStatus) -> usize {
     run.members.iter().filter(|member| member.status() == status).count()
-}
-
-/// Says whether a member of `run` has taken at least `steps` steps and is still training.
-pub fn is_training(run: &v1::Run, steps: u64) -> bool {
-    run.members.iter().any(|member| {
-        member.status() == MemberStatus::Active
-            && member.progress.as_ref().is_some_and(|progress| progress.step >= steps)
-    })
 }

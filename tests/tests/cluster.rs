@@ -12,13 +12,13 @@ use plurality_common::{
 };
 use plurality_proto::v1::{self, MemberStatus, ReportRequest};
 use plurality_tests::{
-    cluster::{Cluster, Process, Stopped, children_of, count, is_running, is_training, send_signal, wait_for},
+    cluster::{Cluster, Process, Stopped, children_of, count, is_running, send_signal, wait_for},
     recipes,
 };
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Passes of a member that outlast the moments in which a test strikes, by a wide margin on a fast machine too.
+/// Passes of a member: seconds, while a test strikes within a tenth of a second after it saw the trainer.
 const LONG: u32 = 250;
 
 fn default() -> Recipe {
@@ -122,9 +122,7 @@ async fn a_killed_worker_costs_its_attempt_only() {
     let cluster = Cluster::start().await;
     let mut doomed = cluster.worker("doomed");
     let run = cluster.submit(&json(&recipes::small(LONG)), 2, 1).await;
-    cluster.run_until("the doomed worker trains", &run, |run| is_training(run, 1)).await;
-    let trainers = children_of(doomed.id());
-    assert!(!trainers.is_empty(), "training runs in a child process");
+    let trainers = cluster.trainers(&doomed).await;
     doomed.kill();
     wait_for("the trainers of the killed worker are gone", || async {
         trainers.iter().all(|id| !is_running(*id)).then_some(())
@@ -141,8 +139,7 @@ async fn a_killed_trainer_costs_its_attempt_only() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("a");
     let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
-    cluster.run_until("a member trains", &run, |run| is_training(run, 1)).await;
-    for trainer in children_of(worker.id()) {
+    for trainer in cluster.trainers(&worker).await {
         send_signal(trainer, "KILL");
     }
     let run = cluster.completed(&run).await;
@@ -154,16 +151,15 @@ async fn a_killed_trainer_costs_its_attempt_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_coordinator_goes_on_where_it_was() {
     let mut cluster = Cluster::start().await;
-    let _worker = cluster.worker("a");
+    let worker = cluster.worker("a");
     let run = cluster.submit(&json(&recipes::small(LONG)), 3, 1).await;
-    let before = cluster
-        .run_until("one member is committed and the next trains", &run, |run| {
-            count(run, MemberStatus::Committed) == 1 && is_training(run, 1)
-        })
-        .await;
+    cluster.run_until("one member is committed", &run, |run| count(run, MemberStatus::Committed) == 1).await;
+    cluster.trainers(&worker).await;
+    let before = cluster.run(&run).await.unwrap();
     cluster.coordinator.kill();
     cluster.restart_coordinator().await;
     let after = cluster.completed(&run).await;
+    assert_eq!(count(&before, MemberStatus::Committed), 1, "the coordinator was killed too late to show anything");
     let committed = before.members.iter().position(|member| member.status() == MemberStatus::Committed).unwrap();
     assert_eq!(after.members[committed], before.members[committed], "a committed member must stay as it was");
     assert!(after.members.iter().all(|member| member.attempts == 1), "the worker held its attempt: {after:?}");
@@ -225,9 +221,9 @@ async fn two_workers_on_one_member_commit_it_once() {
     let cluster = Cluster::start().await;
     let paused = cluster.worker("paused");
     let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
-    cluster.run_until("the first worker trains", &run, |run| is_training(run, 1)).await;
+    let trainers = cluster.trainers(&paused).await;
     // Stopped for longer than its lease, the first worker loses the member to the second, then comes back.
-    let stopped = Stopped::stop([&[paused.id()], &children_of(paused.id())[..]].concat());
+    let stopped = Stopped::stop([&[paused.id()], &trainers[..]].concat());
     let _second = cluster.worker("second");
     cluster.run_until("the second worker trains the same member", &run, |run| run.members[0].attempts == 2).await;
     stopped.go_on();
@@ -249,7 +245,7 @@ async fn a_worker_told_to_stop_gives_its_attempt_back_uncharged() {
     let cluster = Cluster::start().await;
     let mut leaving = cluster.worker("leaving");
     let run = cluster.submit(&json(&recipes::small(LONG)), 1, 1).await;
-    cluster.run_until("the member trains", &run, |run| is_training(run, 1)).await;
+    cluster.trainers(&leaving).await;
     leaving.signal("TERM");
     assert!(leaving.ended().await.success(), "{}", leaving.output());
     cluster.run_until("the member waits again", &run, |run| count(run, MemberStatus::Queued) == 1).await;

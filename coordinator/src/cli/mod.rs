@@ -19,7 +19,7 @@ mod commands;
 pub mod error;
 mod logging;
 pub mod recipe;
-mod results;
+pub(crate) mod results;
 pub mod serve;
 pub mod signals;
 mod tables;

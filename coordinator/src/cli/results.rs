@@ -40,7 +40,11 @@ pub async fn write_results(client: &mut Client, answer: &client::Report, out: &P
     Ok(blocking(move || folder.finish(&files)).await?)
 }
 
-async fn blocking<T: Send + 'static>(
+/// Runs `work`, which writes files, where blocking is allowed.
+///
+/// # Errors
+/// When `work` fails.
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, WriteError> + Send + 'static,
 ) -> Result<T, WriteError> {
     match tokio::task::spawn_blocking(work).await {

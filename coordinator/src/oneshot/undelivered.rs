@@ -13,6 +13,7 @@ use std::{
 use plurality_common::{blob::BlobRef, dataset::DatasetRef, digest::Digest};
 
 use crate::{
+    cli::results::blocking,
     core::{RunOutcome, RunView},
     report::files::{WriteError, failed, remove_if_there, sync_folder, write_whole},
 };
@@ -133,15 +134,6 @@ impl Asked {
             && run.request.dataset == self.dataset
             && run.request.test_labels == self.test_labels
             && self.seed.is_none_or(|seed| seed == run.seed)
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, WriteError> + Send + 'static,
-) -> Result<T, WriteError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
