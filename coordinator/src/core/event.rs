@@ -69,7 +69,7 @@ pub struct MemberResult {
     pub predictions: BlobRef,
     /// Share of validation images labelled right, 0..1; absent without a validation split.
     pub validation_accuracy: Option<f64>,
-    /// Wall seconds from first to last step.
+    /// Wall seconds of the whole training, as the trainer measures it.
     pub train_seconds: f64,
     /// CPU seconds of the same span.
     pub train_cpu_seconds: f64,

@@ -66,7 +66,7 @@ pub struct MemberFacts {
     pub checkpoint: BlobRef,
     /// Share of validation images labelled right, 0..1; absent without a validation split.
     pub validation_accuracy: Option<f64>,
-    /// Wall seconds from the first to the last step.
+    /// Wall seconds of the whole training, as the trainer measures it.
     pub train_seconds: f64,
     /// CPU seconds of the same.
     pub train_cpu_seconds: f64,
@@ -148,7 +148,7 @@ pub struct Member {
     pub test_accuracy: f64,
     /// 95 % Wilson interval of `test_accuracy`.
     pub test_interval95: [f64; 2],
-    /// Wall seconds from the first to the last step.
+    /// Wall seconds of the whole training, as the trainer measures it.
     pub train_seconds: f64,
     /// CPU seconds of the same.
     pub train_cpu_seconds: f64,
