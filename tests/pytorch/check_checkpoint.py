@@ -24,6 +24,13 @@ from torch import nn
 # Two programs add the same numbers in different orders.
 PROBABILITY_TOLERANCE = 1e-4
 
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "scaled-tanh": lambda values: 1.7159 * torch.tanh(2 / 3 * values),
+}
+
 
 class Network(nn.Module):
     """A recipe's layers, with the names that its checkpoint has."""
@@ -60,8 +67,10 @@ class Network(nn.Module):
                 named("bn", nn.BatchNorm2d(features) if is_spatial else nn.BatchNorm1d(features))
             elif kind == "max-pool":
                 self.steps.append(nn.MaxPool2d(layer["size"]))
+            elif kind == "l2-pool":
+                self.steps.append(nn.LPPool2d(2, layer["size"]))
             elif kind != "dropout":
-                self.steps.append({"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}[kind])
+                self.steps.append(ACTIVATIONS[kind])
 
     def forward(self, values):
         for step in self.steps:

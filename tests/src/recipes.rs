@@ -26,9 +26,10 @@ pub fn every_layer() -> Recipe {
         { kind = "conv", filters = 6, kernel = 5, padding = 2 }, { kind = "batch-norm" }, { kind = "relu" },
         { kind = "max-pool", size = 2 },
         { kind = "conv", filters = 8, kernel = 3, stride = 2 }, { kind = "tanh" },
-        { kind = "max-pool", size = 3 },
+        { kind = "l2-pool", size = 3 },
         { kind = "dropout", rate = 0.25 },
         { kind = "linear", outputs = 24 }, { kind = "batch-norm" }, { kind = "sigmoid" },
+        { kind = "linear", outputs = 16 }, { kind = "scaled-tanh" },
         { kind = "dropout", rate = 0.5 },
         { kind = "linear", outputs = 10 },"#,
     ))

@@ -111,6 +111,12 @@ pub enum Layer {
         /// 2 to 8.
         size: u32,
     },
+    /// Square root of the sum of squares over `size × size` windows, stride `size` (L2 pooling as Nielsen names it); an
+    /// incomplete border is dropped. The derivative of a window of zeros is taken as 0.
+    L2Pool {
+        /// 2 to 8.
+        size: u32,
+    },
     /// Batch normalisation over channels (spatial input) or features, ε 1e-5, momentum 0.1, with weight and bias.
     BatchNorm,
     /// Fully connected with bias; flattens a spatial input.
@@ -129,6 +135,8 @@ pub enum Layer {
     Sigmoid,
     /// tanh(x).
     Tanh,
+    /// 1.7159 · tanh(2x / 3), which maps ±1 to ±1 (LeCun et al. 1998).
+    ScaledTanh,
 }
 
 fn one() -> u32 {
@@ -163,6 +171,9 @@ pub enum Optimiser {
         /// λ, added to the gradient of weights (never of biases and batch-norm), 0 or more.
         #[serde(default, rename = "weight-decay")]
         weight_decay: f64,
+        /// The lecture's λ, which [`Recipe::weight_decay`] divides by the mini-batches of a pass, 0 or more.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        l2: f64,
     },
     /// Kingma and Ba 2015, ε 1e-8, weight decay as for `sgd`.
     Adam {
@@ -173,7 +184,15 @@ pub enum Optimiser {
         /// λ, 0 or more.
         #[serde(default, rename = "weight-decay")]
         weight_decay: f64,
+        /// As for `sgd`.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        l2: f64,
     },
+}
+
+/// Keys newer than the format are left out at their defaults, so that digests of older recipes stay as they were.
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// The learning rate over the steps.
@@ -184,6 +203,21 @@ pub enum Schedule {
     Constant {
         /// η, above 0.
         rate: f64,
+        /// Share of the steps that rise to it in a straight line, 0 to below 1.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        warmup: f64,
+    },
+    /// The same within `every` passes, then multiplied: `rate · factor^⌊pass / every⌋` with passes counted from 0.
+    Step {
+        /// First η, above 0.
+        rate: f64,
+        /// Above 0, at most 1.
+        factor: f64,
+        /// Passes between two steps, 1 to 10000.
+        every: u32,
+        /// Share of the steps that rise to it in a straight line, 0 to below 1.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        warmup: f64,
     },
     /// From 0 up to the peak over the first part, then down to 0, both in straight lines.
     Linear {
@@ -199,9 +233,21 @@ pub enum Schedule {
         /// Share of the steps that rise, 0 to below 1.
         warmup: f64,
     },
+    /// From `peak · start` up to the peak, then down to `peak · end`, each along half a cosine, as PyTorch's `OneCycleLR`
+    /// (momentum stays as it is).
+    OneCycle {
+        /// Highest η, above 0.
+        peak: f64,
+        /// Share of the steps that rise, 0 to below 1.
+        warmup: f64,
+        /// First η as a share of the peak, 0 to below 1.
+        start: f64,
+        /// Last η as a share of the peak, 0 to below 1.
+        end: f64,
+    },
 }
 
-/// How long, in which portions, and which random choices members share.
+/// How long, in which portions, which random choices members share, and which weights are kept.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Training {
@@ -215,6 +261,56 @@ pub struct Training {
     /// Which seed draws the dropout masks.
     #[serde(default)]
     pub dropout_masks: DropoutMasks,
+    /// Share of the target that is spread evenly over all classes, 0 to below 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub label_smoothing: f64,
+    /// Decay of the exponential moving average of weights and running statistics that is validated and kept, 0 to below 1;
+    /// step `t`, from 0, takes min(decay, (1 + t) / (10 + t)). 0 keeps the weights themselves.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ema_decay: f64,
+    /// When training ends before all passes are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    /// The weights of which pass are kept.
+    #[serde(default, skip_serializing_if = "Keep::is_default")]
+    pub keep: Keep,
+}
+
+/// Ends training after passes without improvement on the validation images.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct EarlyStopping {
+    /// Passes without improvement, 1 to 10000.
+    pub patience: u32,
+    /// What has to improve.
+    pub by: Measure,
+}
+
+/// How well a network does on the validation images.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// Share of images told right; higher is better.
+    Accuracy,
+    /// Mean cross-entropy; lower is better.
+    Cost,
+}
+
+/// The weights of which pass are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// Those after the last pass.
+    #[default]
+    Last,
+    /// Those of the pass with the best validation accuracy, the first of equals.
+    BestValidation,
+}
+
+impl Keep {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// In which order images come.
@@ -256,6 +352,13 @@ impl Recipe {
             Some(Layer::Linear { outputs }) => *outputs as usize,
             _ => 0,
         }
+    }
+
+    /// Returns what is added to the gradient of each weight in a step, as a share of the weight: `weight-decay`, and `l2`
+    /// divided by the mini-batches of a pass, because the lecture adds its penalty once a pass.
+    pub fn weight_decay(&self) -> f64 {
+        let (Optimiser::Sgd { weight_decay, l2, .. } | Optimiser::Adam { weight_decay, l2, .. }) = self.optimiser;
+        weight_decay + l2 / self.steps_per_epoch() as f64
     }
 
     /// Returns the images of one pass over the training data.

@@ -250,6 +250,7 @@ kind = "sgd"
 momentum = 0.9
 nesterov = true
 weight-decay = 1e-4
+l2 = 0.5
 [schedule]
 kind = "cosine"
 peak = 0.1
@@ -259,6 +260,10 @@ epochs = 3
 batch = 10
 order = "once-per-run"
 dropout-masks = "one-seed"
+label-smoothing = 0.125
+ema-decay = 0.75
+early-stopping = { patience = 7, by = "cost" }
+keep = "best-validation"
 "#;
 
     /// Replaces `from` by `to` in a valid recipe and returns what is said about it.
@@ -280,7 +285,7 @@ dropout-masks = "one-seed"
         let again = recipe_from_json(&json).unwrap();
         assert_eq!(again, recipe);
         assert_eq!(again.digest(), recipe.digest());
-        insta::assert_snapshot!(json, @r#"{"format":"plurality-recipe/1","name":"full","summary":"Every key.","data":{"train":100,"validation":10,"augmentation":"none"},"network":{"dropout-scaling":"evaluation","layers":[{"kind":"conv","filters":4,"kernel":3,"stride":2,"padding":1},{"kind":"batch-norm"},{"kind":"sigmoid"},{"kind":"dropout","rate":0.25},{"kind":"linear","outputs":10}]},"initialisation":"he","optimiser":{"kind":"sgd","momentum":0.9,"nesterov":true,"weight-decay":0.0001},"schedule":{"kind":"cosine","peak":0.1,"warmup":0.25},"training":{"epochs":3,"batch":10,"order":"once-per-run","dropout-masks":"one-seed"}}"#);
+        insta::assert_snapshot!(json, @r#"{"format":"plurality-recipe/1","name":"full","summary":"Every key.","data":{"train":100,"validation":10,"augmentation":"none"},"network":{"dropout-scaling":"evaluation","layers":[{"kind":"conv","filters":4,"kernel":3,"stride":2,"padding":1},{"kind":"batch-norm"},{"kind":"sigmoid"},{"kind":"dropout","rate":0.25},{"kind":"linear","outputs":10}]},"initialisation":"he","optimiser":{"kind":"sgd","momentum":0.9,"nesterov":true,"weight-decay":0.0001,"l2":0.5},"schedule":{"kind":"cosine","peak":0.1,"warmup":0.25},"training":{"epochs":3,"batch":10,"order":"once-per-run","dropout-masks":"one-seed","label-smoothing":0.125,"ema-decay":0.75,"early-stopping":{"patience":7,"by":"cost"},"keep":"best-validation"}}"#);
     }
 
     #[test]
@@ -312,7 +317,8 @@ dropout-masks = "one-seed"
             (
                 "epochs = 3",
                 "epochs = 3\nepoch = 3",
-                "my.toml:29: unknown key training.epoch, expected one of epochs, batch, order, dropout-masks",
+                "my.toml:30: unknown key training.epoch, expected one of epochs, batch, order, dropout-masks, \
+                 label-smoothing, ema-decay, early-stopping, keep",
             ),
             (
                 "\"sigmoid\"",
@@ -322,7 +328,7 @@ dropout-masks = "one-seed"
             (
                 "momentum",
                 "beta1",
-                "my.toml:20: unknown key optimiser.beta1, expected one of kind, momentum, nesterov, weight-decay",
+                "my.toml:20: unknown key optimiser.beta1, expected one of kind, momentum, nesterov, weight-decay, l2",
             ),
         ]);
     }
@@ -330,7 +336,7 @@ dropout-masks = "one-seed"
     #[test]
     fn missing_keys_are_named_with_their_table() {
         check(&[
-            ("epochs = 3\n", "", "my.toml:27: key training.epochs is missing, expected a whole number from 1 to 10000"),
+            ("epochs = 3\n", "", "my.toml:28: key training.epochs is missing, expected a whole number from 1 to 10000"),
             (
                 ", rate = 0.25",
                 "",
@@ -339,7 +345,7 @@ dropout-masks = "one-seed"
             (
                 "kind = \"cosine\"\n",
                 "",
-                "my.toml:23: key schedule.kind is missing, expected one of \"constant\", \"linear\", \"cosine\"",
+                "my.toml:24: key schedule.kind is missing, expected one of \"constant\", \"step\", \"linear\", \"cosine\", \"one-cycle\"",
             ),
             ("name = \"full\"\n", "", "my.toml: key name is missing, expected 1 to 64 characters of a-z, 0-9 and -"),
         ]);
@@ -365,31 +371,31 @@ dropout-masks = "one-seed"
             ("train = 100", "train = 0", "my.toml:6: data.train is 0, expected a whole number from 1 to 1073741824"),
             ("train = 100", "train = -5", "my.toml:6: data.train is -5, expected a whole number from 1 to 1073741824"),
             ("filters = 4", "filters = 5000", &format!("my.toml:12: network.layers[1].filters is 5000, {whole}")),
-            ("batch = 10", "batch = 10.5", &format!("my.toml:29: training.batch is 10.5, {whole}")),
-            ("batch = 10", "batch = \"10\"", &format!("my.toml:29: training.batch is \"10\", {whole}")),
-            ("batch = 10", "batch = [10]", &format!("my.toml:29: training.batch is a list of 1, {whole}")),
-            ("batch = 10", "batch = { size = 10 }", &format!("my.toml:29: training.batch is a table, {whole}")),
+            ("batch = 10", "batch = 10.5", &format!("my.toml:30: training.batch is 10.5, {whole}")),
+            ("batch = 10", "batch = \"10\"", &format!("my.toml:30: training.batch is \"10\", {whole}")),
+            ("batch = 10", "batch = [10]", &format!("my.toml:30: training.batch is a list of 1, {whole}")),
+            ("batch = 10", "batch = { size = 10 }", &format!("my.toml:30: training.batch is a table, {whole}")),
             (
                 "batch = 10",
                 "batch = 99999999999999999999",
-                "my.toml:29: training.batch is 99999999999999999999, expected a number below 2^63",
+                "my.toml:30: training.batch is 99999999999999999999, expected a number below 2^63",
             ),
             (
                 "batch = 10",
                 "batch = 2020-01-01",
-                "my.toml:29: training.batch is 2020-01-01, expected a value that is not a date",
+                "my.toml:30: training.batch is 2020-01-01, expected a value that is not a date",
             ),
             ("rate = 0.25", "rate = 1", &format!("my.toml:15: network.layers[4].rate is 1, {share}")),
             ("momentum = 0.9", "momentum = nan", "my.toml:20: optimiser.momentum is nan, expected a finite number"),
             ("momentum = 0.9", "momentum = -0.1", &format!("my.toml:20: optimiser.momentum is -0.1, {share}")),
             ("1e-4", "-inf", "my.toml:22: optimiser.weight-decay is -inf, expected a finite number"),
             ("1e-4", "-1e-4", "my.toml:22: optimiser.weight-decay is -0.0001, expected a number of at least 0"),
-            ("peak = 0.1", "peak = 0", "my.toml:25: schedule.peak is 0, expected a number above 0"),
+            ("peak = 0.1", "peak = 0", "my.toml:26: schedule.peak is 0, expected a number above 0"),
             ("true", "\"yes\"", "my.toml:21: optimiser.nesterov is \"yes\", expected true or false"),
             (
                 "\"cosine\"",
-                "\"step\"",
-                "my.toml:24: schedule.kind is \"step\", expected one of \"constant\", \"linear\", \"cosine\"",
+                "\"stairs\"",
+                "my.toml:25: schedule.kind is \"stairs\", expected one of \"constant\", \"step\", \"linear\", \"cosine\", \"one-cycle\"",
             ),
         ];
         check(&cases);
@@ -445,7 +451,7 @@ dropout-masks = "one-seed"
             (
                 "batch = 10",
                 "batch = 101",
-                "my.toml:29: training.batch is 101, expected at most the images of a pass, 100",
+                "my.toml:30: training.batch is 101, expected at most the images of a pass, 100",
             ),
         ]);
     }
@@ -498,7 +504,7 @@ dropout-masks = "one-seed"
         fn rates_survive_json_to_the_last_bit(rate in 0.0..1.0_f64, decay in prop::num::f64::POSITIVE) {
             let mut recipe = builtin::by_name("default").unwrap();
             recipe.optimiser =
-                crate::recipe::Optimiser::Sgd { momentum: rate, nesterov: false, weight_decay: decay };
+                crate::recipe::Optimiser::Sgd { momentum: rate, nesterov: false, weight_decay: decay, l2: rate };
             prop_assert_eq!(recipe_from_json(&recipe.to_canonical_json()).unwrap(), recipe);
         }
     }

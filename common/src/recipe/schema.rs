@@ -5,12 +5,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{Layer, Optimiser, RECIPE_FORMAT, Recipe};
+use super::{Keep, Layer, Optimiser, RECIPE_FORMAT, Recipe};
 
 /// Most layers of a network.
 const LAYERS_MAX: usize = 256;
 /// Most images of a split: more than a file of the largest allowed size can hold.
 const IMAGES_MAX: u64 = 1 << 30;
+/// Most passes: the lecture's longest training has 60.
+const EPOCHS_MAX: u64 = 10_000;
 /// Longest value shown in a message, in characters.
 const SHOWN_CHARS_MAX: usize = 80;
 
@@ -41,6 +43,8 @@ enum Expect {
     AboveZero,
     /// A number from 0 to below 1.
     Share,
+    /// A number above 0, 1 included.
+    Factor,
     /// True or false.
     Flag,
     /// One of these texts.
@@ -93,10 +97,20 @@ const RECIPE: Expect = Expect::Table(&[
     required(
         "training",
         Expect::Table(&[
-            required("epochs", Expect::Whole { min: 1, max: 10_000 }),
+            required("epochs", Expect::Whole { min: 1, max: EPOCHS_MAX }),
             required("batch", Expect::Whole { min: 1, max: 4096 }),
             optional("order", Expect::OneOf(&["each-pass", "once-per-run"])),
             optional("dropout-masks", Expect::OneOf(&["own-seed", "one-seed"])),
+            optional("label-smoothing", Expect::Share),
+            optional("ema-decay", Expect::Share),
+            optional(
+                "early-stopping",
+                Expect::Table(&[
+                    required("patience", Expect::Whole { min: 1, max: EPOCHS_MAX }),
+                    required("by", Expect::OneOf(&["accuracy", "cost"])),
+                ]),
+            ),
+            optional("keep", Expect::OneOf(&["last", "best-validation"])),
         ]),
     ),
 ]);
@@ -112,12 +126,14 @@ const LAYERS: &[(&str, &[Key])] = &[
         ],
     ),
     ("max-pool", &[required("size", Expect::Whole { min: 2, max: 8 })]),
+    ("l2-pool", &[required("size", Expect::Whole { min: 2, max: 8 })]),
     ("batch-norm", &[]),
     ("linear", &[required("outputs", Expect::Whole { min: 1, max: 65_536 })]),
     ("dropout", &[required("rate", Expect::Share)]),
     ("relu", &[]),
     ("sigmoid", &[]),
     ("tanh", &[]),
+    ("scaled-tanh", &[]),
 ];
 
 /// Returns every kind of layer that a recipe may name.
@@ -132,6 +148,7 @@ const OPTIMISERS: &[(&str, &[Key])] = &[
             optional("momentum", Expect::Share),
             optional("nesterov", Expect::Flag),
             optional("weight-decay", Expect::FromZero),
+            optional("l2", Expect::FromZero),
         ],
     ),
     (
@@ -140,14 +157,33 @@ const OPTIMISERS: &[(&str, &[Key])] = &[
             required("beta1", Expect::Share),
             required("beta2", Expect::Share),
             optional("weight-decay", Expect::FromZero),
+            optional("l2", Expect::FromZero),
         ],
     ),
 ];
 
 const SCHEDULES: &[(&str, &[Key])] = &[
-    ("constant", &[required("rate", Expect::AboveZero)]),
+    ("constant", &[required("rate", Expect::AboveZero), optional("warmup", Expect::Share)]),
+    (
+        "step",
+        &[
+            required("rate", Expect::AboveZero),
+            required("factor", Expect::Factor),
+            required("every", Expect::Whole { min: 1, max: EPOCHS_MAX }),
+            optional("warmup", Expect::Share),
+        ],
+    ),
     ("linear", &[required("peak", Expect::AboveZero), required("warmup", Expect::Share)]),
     ("cosine", &[required("peak", Expect::AboveZero), required("warmup", Expect::Share)]),
+    (
+        "one-cycle",
+        &[
+            required("peak", Expect::AboveZero),
+            required("warmup", Expect::Share),
+            required("start", Expect::Share),
+            required("end", Expect::Share),
+        ],
+    ),
 ];
 
 /// Checks every key and value on its own.
@@ -190,9 +226,25 @@ pub(super) fn check_together(recipe: &Recipe) -> Result<(), Problem> {
     {
         return Err(wrong("optimiser.nesterov", true, "true only with a momentum above 0"));
     }
+    check_training(recipe)
+}
+
+/// Checks what the training asks of the images.
+fn check_training(recipe: &Recipe) -> Result<(), Problem> {
+    let training = &recipe.training;
+    if recipe.data.validation == 0 {
+        if training.early_stopping.is_some() {
+            let allowed = "no early stopping without validation images";
+            return Err(wrong("training.early-stopping", "a table", allowed));
+        }
+        if training.keep == Keep::BestValidation {
+            let allowed = "\"last\" without validation images";
+            return Err(wrong("training.keep", "\"best-validation\"", allowed));
+        }
+    }
     let images = recipe.images_per_epoch();
-    if u64::from(recipe.training.batch) > images {
-        return Err(wrong("training.batch", recipe.training.batch, format!("at most the images of a pass, {images}")));
+    if u64::from(training.batch) > images {
+        return Err(wrong("training.batch", training.batch, format!("at most the images of a pass, {images}")));
     }
     Ok(())
 }
@@ -220,6 +272,7 @@ fn check_value(value: &Value, expect: &Expect, key: &str) -> Result<(), Problem>
         Expect::FromZero => value.as_f64().is_some_and(|number| number >= 0.0),
         Expect::AboveZero => value.as_f64().is_some_and(|number| number > 0.0),
         Expect::Share => value.as_f64().is_some_and(|number| (0.0..1.0).contains(&number)),
+        Expect::Factor => value.as_f64().is_some_and(|number| number > 0.0 && number <= 1.0),
         Expect::Flag => value.is_boolean(),
         Expect::OneOf(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
         Expect::Table(keys) => match value {
@@ -286,6 +339,7 @@ impl Expect {
             Self::FromZero => "a number of at least 0".to_owned(),
             Self::AboveZero => "a number above 0".to_owned(),
             Self::Share => "a number from 0 to below 1".to_owned(),
+            Self::Factor => "a number above 0 and at most 1".to_owned(),
             Self::Flag => "true or false".to_owned(),
             Self::OneOf(texts) => format!("one of {}", quoted(texts.iter().copied())),
             Self::Table(keys) => {
@@ -330,27 +384,35 @@ fn quoted<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
 
-    /// The smallest value that a schema allows.
-    fn least(expect: &Expect) -> Value {
+    /// Which keys of a table are written.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Keys {
+        Required,
+        All,
+    }
+
+    /// A value that a schema allows and that no key has by default if keys at their default are not written.
+    fn sample(expect: &Expect, which: Keys) -> Value {
         match expect {
             Expect::Exactly(text) => Value::from(*text),
             Expect::Name { .. } | Expect::Text { .. } => Value::from("a"),
             Expect::Whole { min, .. } => Value::from(*min),
-            Expect::FromZero | Expect::Share => Value::from(0.0),
-            Expect::AboveZero => Value::from(1.0),
-            Expect::Flag => Value::from(false),
-            Expect::OneOf(texts) => Value::from(texts[0]),
-            Expect::Table(keys) => Value::Object(table(keys, None)),
-            Expect::Kinds(kinds) => Value::Object(table(kinds[0].1, Some(kinds[0].0))),
+            Expect::FromZero | Expect::AboveZero | Expect::Share | Expect::Factor => Value::from(0.5),
+            Expect::Flag => Value::from(true),
+            Expect::OneOf(texts) => Value::from(texts[texts.len() - 1]),
+            Expect::Table(keys) => Value::Object(table(keys, None, which)),
+            Expect::Kinds(kinds) => Value::Object(table(kinds[0].1, Some(kinds[0].0), which)),
             Expect::List(kinds) => {
-                kinds.iter().map(|(kind, keys)| Value::Object(table(keys, Some(kind)))).collect::<Vec<_>>().into()
+                let table = |&(kind, keys): &(&str, &[Key])| Value::Object(table(keys, Some(kind), which));
+                kinds.iter().map(table).collect::<Vec<_>>().into()
             }
         }
     }
 
-    fn table(keys: &[Key], kind: Option<&str>) -> Map<String, Value> {
+    fn table(keys: &[Key], kind: Option<&str>, which: Keys) -> Map<String, Value> {
         let kind = kind.map(|kind| ("kind".to_owned(), Value::from(kind)));
-        let keys = keys.iter().filter(|key| key.is_required).map(|key| (key.name.to_owned(), least(&key.expect)));
+        let keys = keys.iter().filter(|key| key.is_required || which == Keys::All);
+        let keys = keys.map(|key| (key.name.to_owned(), sample(&key.expect, which)));
         kind.into_iter().chain(keys).collect()
     }
 
@@ -373,7 +435,7 @@ mod tests {
         }
     }
 
-    /// All keys that the schema allows, required or not, of the tree that [`least`] makes.
+    /// All keys that the schema allows, required or not, of the tree that [`sample`] makes.
     fn allowed_keys(expect: &Expect, at: &str, keys: &mut Vec<String>) {
         let mut add = |table: &[Key], kind: bool, at: &str| {
             if kind {
@@ -397,7 +459,8 @@ mod tests {
         }
     }
 
-    /// Reads the least recipe, with one kind of optimiser and schedule each, and compares the keys it writes.
+    /// Reads a recipe with every key, of one kind of optimiser and schedule each, and compares the keys it writes; then
+    /// reads it with the required keys alone.
     fn check(optimiser: usize, schedule: usize) {
         let Expect::Table(top) = RECIPE else { unreachable!("a recipe is a table") };
         let pick = |key: &Key| match key.name {
@@ -412,19 +475,20 @@ mod tests {
                 _ => unreachable!("no other kind stands at the top"),
             },
         };
-        let mut tree = Map::new();
+        let read = |which| {
+            let tree = top.iter().map(|key| (key.name.to_owned(), sample(&pick(key), which)));
+            let tree = Value::Object(tree.collect());
+            check_tree(&tree).unwrap();
+            serde_json::from_value::<Recipe>(tree).unwrap()
+        };
+        let mut written = Vec::new();
+        keys_of(&serde_json::to_value(read(Keys::All)).unwrap(), "", &mut written);
+        read(Keys::Required);
         let mut allowed = Vec::new();
         for key in top {
-            let expect = pick(key);
-            tree.insert(key.name.to_owned(), least(&expect));
-            allowed_keys(&expect, key.name, &mut allowed);
+            allowed_keys(&pick(key), key.name, &mut allowed);
             allowed.push(key.name.to_owned());
         }
-        let tree = Value::Object(tree);
-        check_tree(&tree).unwrap();
-        let recipe: Recipe = serde_json::from_value(tree).unwrap();
-        let mut written = Vec::new();
-        keys_of(&serde_json::to_value(recipe).unwrap(), "", &mut written);
         allowed.sort_unstable();
         written.sort_unstable();
         assert_eq!(allowed, written);
@@ -441,15 +505,13 @@ mod tests {
 
     #[test]
     fn every_text_that_the_schema_allows_is_a_variant_and_every_other_is_not() {
-        fn check<T: serde::de::DeserializeOwned>(table: &str, name: &str) {
-            let Expect::Table(top) = RECIPE else { unreachable!("a recipe is a table") };
-            let keys = match top.iter().find(|key| key.name == table).map(|key| &key.expect) {
-                Some(Expect::Table(keys)) => keys,
-                _ => top,
-            };
-            let Some(Expect::OneOf(texts)) = keys.iter().find(|key| key.name == name).map(|key| &key.expect) else {
-                unreachable!("{name} is one of several texts");
-            };
+        fn check<T: serde::de::DeserializeOwned>(name: &str) {
+            let mut expect = &RECIPE;
+            for part in name.split('.') {
+                let Expect::Table(keys) = expect else { unreachable!("{part} of {name} is in a table") };
+                expect = &keys.iter().find(|key| key.name == part).unwrap().expect;
+            }
+            let Expect::OneOf(texts) = expect else { unreachable!("{name} is one of several texts") };
             for text in *texts {
                 assert!(serde_json::from_value::<T>(Value::from(*text)).is_ok(), "{name} = {text:?}");
             }
@@ -457,10 +519,12 @@ mod tests {
             let error = serde_json::from_value::<T>(Value::from("no-such")).err().unwrap().to_string();
             assert_eq!(error.matches('`').count() / 2 - 1, texts.len(), "{error}");
         }
-        check::<super::super::Augmentation>("data", "augmentation");
-        check::<super::super::DropoutScaling>("network", "dropout-scaling");
-        check::<super::super::Initialisation>("", "initialisation");
-        check::<super::super::Order>("training", "order");
-        check::<super::super::DropoutMasks>("training", "dropout-masks");
+        check::<super::super::Augmentation>("data.augmentation");
+        check::<super::super::DropoutScaling>("network.dropout-scaling");
+        check::<super::super::Initialisation>("initialisation");
+        check::<super::super::Order>("training.order");
+        check::<super::super::DropoutMasks>("training.dropout-masks");
+        check::<super::super::Measure>("training.early-stopping.by");
+        check::<super::super::Keep>("training.keep");
     }
 }

@@ -255,7 +255,13 @@ impl Plan {
             }
             Layer::Linear { outputs } => vec![outputs as usize, input.values()],
             Layer::BatchNorm => vec![input.channels()],
-            Layer::MaxPool { .. } | Layer::Dropout { .. } | Layer::Relu | Layer::Sigmoid | Layer::Tanh => return,
+            Layer::MaxPool { .. }
+            | Layer::L2Pool { .. }
+            | Layer::Dropout { .. }
+            | Layer::Relu
+            | Layer::Sigmoid
+            | Layer::Tanh
+            | Layer::ScaledTanh => return,
         };
         let weights: u64 = weight.iter().map(|&edge| edge as u64).product();
         let channels = output.channels();
@@ -281,12 +287,14 @@ impl Layer {
         match self {
             Self::Conv { .. } => "conv",
             Self::MaxPool { .. } => "max-pool",
+            Self::L2Pool { .. } => "l2-pool",
             Self::BatchNorm => "batch-norm",
             Self::Linear { .. } => "linear",
             Self::Dropout { .. } => "dropout",
             Self::Relu => "relu",
             Self::Sigmoid => "sigmoid",
             Self::Tanh => "tanh",
+            Self::ScaledTanh => "scaled-tanh",
         }
     }
 }
@@ -305,7 +313,13 @@ impl Numbers {
             Layer::Conv { .. } => ("conv", &mut self.conv),
             Layer::BatchNorm => ("bn", &mut self.batch_norm),
             Layer::Linear { .. } => ("fc", &mut self.linear),
-            Layer::MaxPool { .. } | Layer::Dropout { .. } | Layer::Relu | Layer::Sigmoid | Layer::Tanh => return None,
+            Layer::MaxPool { .. }
+            | Layer::L2Pool { .. }
+            | Layer::Dropout { .. }
+            | Layer::Relu
+            | Layer::Sigmoid
+            | Layer::Tanh
+            | Layer::ScaledTanh => return None,
         };
         *count += 1;
         Some(format!("{prefix}{count}"))
@@ -318,12 +332,14 @@ fn output_shape(number: usize, layer: &Layer, input: Shape) -> Result<Shape, Sha
             let window = Window { edge: kernel as usize, stride: stride as usize, padding: padding as usize };
             window.slide(number, layer.kind(), filters as usize, input)?
         }
-        Layer::MaxPool { size } => {
+        Layer::MaxPool { size } | Layer::L2Pool { size } => {
             let window = Window { edge: size as usize, stride: size as usize, padding: 0 };
             window.slide(number, layer.kind(), input.channels(), input)?
         }
         Layer::Linear { outputs } => Shape::Flat { features: outputs as usize },
-        Layer::BatchNorm | Layer::Dropout { .. } | Layer::Relu | Layer::Sigmoid | Layer::Tanh => input,
+        Layer::BatchNorm | Layer::Dropout { .. } | Layer::Relu | Layer::Sigmoid | Layer::Tanh | Layer::ScaledTanh => {
+            input
+        }
     };
     let values = output.values() as u64;
     if values > VALUES_MAX {
@@ -378,10 +394,10 @@ mod tests {
             Layer::BatchNorm,
             Layer::Relu,
             conv(8, 3, 2, 1),
-            Layer::MaxPool { size: 4 },
+            Layer::L2Pool { size: 4 },
             Layer::Linear { outputs: 50 },
             Layer::BatchNorm,
-            Layer::Tanh,
+            Layer::ScaledTanh,
             Layer::Dropout { rate: 0.5 },
             Layer::Linear { outputs: 10 },
         ];
@@ -450,12 +466,20 @@ mod tests {
             "layer 2 (max-pool) needs rows and columns, but gets 10 features; put it before the first linear layer",
         );
         check(
+            vec![linear(), Layer::L2Pool { size: 2 }],
+            "layer 2 (l2-pool) needs rows and columns, but gets 10 features; put it before the first linear layer",
+        );
+        check(
             vec![conv(4, 27, 1, 0), conv(4, 5, 1, 1), linear()],
             "layer 2 (conv) needs at least 3×3, but gets 4 channels of 2×2",
         );
         check(
             vec![conv(4, 27, 1, 0), Layer::MaxPool { size: 3 }],
             "layer 2 (max-pool) needs at least 3×3, but gets 4 channels of 2×2",
+        );
+        check(
+            vec![conv(4, 27, 1, 0), Layer::L2Pool { size: 3 }],
+            "layer 2 (l2-pool) needs at least 3×3, but gets 4 channels of 2×2",
         );
         check(
             vec![conv(4096, 3, 1, 0), conv(4096, 3, 1, 0), conv(4096, 3, 1, 0), conv(4096, 3, 1, 0)],

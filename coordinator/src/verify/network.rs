@@ -36,6 +36,10 @@ enum Operation {
     MaxPool {
         size: usize,
     },
+    /// Window and stride.
+    L2Pool {
+        size: usize,
+    },
     /// `x · scale + shift`, both shaped to reach every value of a channel.
     BatchNorm {
         scale: Tensor,
@@ -49,6 +53,7 @@ enum Operation {
     Relu,
     Sigmoid,
     Tanh,
+    ScaledTanh,
 }
 
 impl Network {
@@ -107,6 +112,7 @@ impl Operation {
                 padding: padding as usize,
             },
             Layer::MaxPool { size } => Self::MaxPool { size: size as usize },
+            Layer::L2Pool { size } => Self::L2Pool { size: size as usize },
             Layer::BatchNorm => {
                 let deviation = (part("running_var")? + BATCH_NORM_EPSILON)?.sqrt()?;
                 let scale = (part("weight")? / deviation)?;
@@ -126,6 +132,7 @@ impl Operation {
             Layer::Relu => Self::Relu,
             Layer::Sigmoid => Self::Sigmoid,
             Layer::Tanh => Self::Tanh,
+            Layer::ScaledTanh => Self::ScaledTanh,
         }))
     }
 
@@ -135,11 +142,14 @@ impl Operation {
                 x.conv2d(weight, *padding, *stride, 1, 1)?.broadcast_add(bias)
             }
             Self::MaxPool { size } => x.max_pool2d(*size),
+            Self::L2Pool { size } => (x.sqr()?.avg_pool2d(*size)? * (size * size) as f64)?.sqrt(),
             Self::BatchNorm { scale, shift } => x.broadcast_mul(scale)?.broadcast_add(shift),
             Self::Linear { weight, bias } => x.flatten_from(1)?.matmul(weight)?.broadcast_add(bias),
             Self::Relu => x.relu(),
             Self::Sigmoid => candle_nn::ops::sigmoid(x),
             Self::Tanh => x.tanh(),
+            // As LeCun et al. 1998 have it.
+            Self::ScaledTanh => (x * (2.0 / 3.0))?.tanh()? * 1.7159,
         }
     }
 }
@@ -220,6 +230,14 @@ mod tests {
     }
 
     #[test]
+    fn l2_pooling_takes_the_root_of_the_sum_of_squares_and_drops_an_incomplete_border() {
+        // 1² + 2² + 4² + 5².
+        assert_near(&logits(vec![Layer::L2Pool { size: 2 }], &[]), &[46_f32.sqrt()]);
+        let zeros: [&[f32]; 2] = [&[0.0], &[0.0]];
+        assert_near(&logits(vec![conv(1, 1, 1, 0), Layer::L2Pool { size: 3 }], &zeros), &[0.0]);
+    }
+
+    #[test]
     fn batch_normalisation_uses_running_statistics_of_each_channel() {
         let layers = vec![conv(2, 1, 1, 0), Layer::BatchNorm, Layer::MaxPool { size: 3 }];
         let statistics: [&[f32]; 6] =
@@ -259,6 +277,8 @@ mod tests {
         assert_near(&below_and_above(Layer::Relu), &[0.0, 2.0]);
         assert_near(&below_and_above(Layer::Sigmoid), &[0.268_941_4, 0.880_797_1]);
         assert_near(&below_and_above(Layer::Tanh), &[-0.761_594_2, 0.964_027_6]);
+        // 1.7159·tanh(−2/3) and 1.7159·tanh(4/3).
+        assert_near(&below_and_above(Layer::ScaledTanh), &[-0.999_997_3, 1.492_938_8]);
     }
 
     #[test]

@@ -13,6 +13,14 @@ const NORM_EPSILON: f64 = 1e-5;
 /// Share of the newest batch in the running mean and variance, as PyTorch has it.
 const NORM_MOMENTUM: f64 = 0.1;
 
+/// Smallest sum of squares that L2 pooling takes a root of: there and below its derivative is 0, and not infinite as the
+/// root's at 0. The smallest normal f32, so that nothing that can be told from 0 is lost.
+const L2_SQUARES_MIN: f64 = f32::MIN_POSITIVE as f64;
+/// Bounds of [`Layer::ScaledTanh`], as LeCun et al. 1998 have it.
+const TANH_SCALE: f64 = 1.7159;
+/// What [`Layer::ScaledTanh`] multiplies its input by.
+const TANH_SLOPE: f64 = 2.0 / 3.0;
+
 /// What a pass through the network is for.
 #[derive(Clone, Copy)]
 pub enum Mode<'a> {
@@ -35,12 +43,14 @@ pub struct Network {
 enum Operation {
     Conv { weight: usize, bias: usize, stride: i64, padding: i64 },
     MaxPool { size: i64 },
+    L2Pool { size: i64 },
     BatchNorm { first: usize },
     Linear { weight: usize, bias: usize, flattens: bool },
     Dropout { mask: usize },
     Relu,
     Sigmoid,
     Tanh,
+    ScaledTanh,
 }
 
 /// Returns each dropout layer's rate and the shape of one image's values there, in order.
@@ -69,6 +79,7 @@ impl Network {
                     padding: i64::from(padding),
                 },
                 Layer::MaxPool { size } => Operation::MaxPool { size: i64::from(size) },
+                Layer::L2Pool { size } => Operation::L2Pool { size: i64::from(size) },
                 Layer::BatchNorm => Operation::BatchNorm { first: index("weight") },
                 Layer::Linear { .. } => Operation::Linear {
                     weight: index("weight"),
@@ -79,6 +90,7 @@ impl Network {
                 Layer::Relu => Operation::Relu,
                 Layer::Sigmoid => Operation::Sigmoid,
                 Layer::Tanh => Operation::Tanh,
+                Layer::ScaledTanh => Operation::ScaledTanh,
             }
         };
         Self { layers: plan.layers.iter().map(&mut operation).collect() }
@@ -112,6 +124,11 @@ impl Operation {
                 input.conv2d(tensor(weight), Some(tensor(bias)), [stride; 2], [padding; 2], [1, 1], 1)
             }
             Self::MaxPool { size } => input.max_pool2d([size; 2], [size; 2], [0, 0], [1, 1], false),
+            Self::L2Pool { size } => {
+                // A divisor of 1 makes the mean a sum.
+                let sums = input.square().avg_pool2d([size; 2], [size; 2], [0, 0], false, true, 1);
+                sums.clamp_min(L2_SQUARES_MIN).sqrt()
+            }
             Self::BatchNorm { first } => input.batch_norm(
                 Some(tensor(first)),
                 Some(tensor(first + 1)),
@@ -133,6 +150,7 @@ impl Operation {
             Self::Relu => input.relu(),
             Self::Sigmoid => input.sigmoid(),
             Self::Tanh => input.tanh(),
+            Self::ScaledTanh => (input * TANH_SLOPE).tanh() * TANH_SCALE,
         }
     }
 }

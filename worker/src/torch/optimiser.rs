@@ -3,7 +3,7 @@
 //! An update is a few passes over memory that does not fit the caches, so it goes portion by portion: the first pass
 //! brings a portion of values, state and gradient into the cache, the others find it there.
 
-use plurality_common::recipe::Optimiser;
+use plurality_common::recipe::{Optimiser, Recipe};
 use tch::{Tensor, no_grad_guard};
 
 use super::parameters::{Parameters, Role};
@@ -16,6 +16,8 @@ const PORTION: i64 = 32 * 1024;
 /// State of an optimiser and its portions of the trained tensors.
 pub struct Updater {
     settings: Optimiser,
+    /// [`Recipe::weight_decay`].
+    weight_decay: f64,
     /// One list for each trained tensor, in the order of [`Parameters::trained`].
     tensors: Vec<Vec<Portion>>,
     /// Steps done.
@@ -48,7 +50,8 @@ struct Factors {
 
 impl Updater {
     /// Starts with all state zero.
-    pub fn new(settings: &Optimiser, parameters: &Parameters) -> Self {
+    pub fn new(recipe: &Recipe, parameters: &Parameters) -> Self {
+        let settings = &recipe.optimiser;
         let portions = |tensor: &Tensor, is_decayed| {
             let values = tensor.detach().view(-1);
             let means = values.zeros_like();
@@ -70,7 +73,8 @@ impl Updater {
             starts.map(portion).collect()
         };
         let tensors = parameters.trained().map(|(_, entry)| portions(&entry.tensor, entry.role == Role::Weight));
-        Self { settings: settings.clone(), tensors: tensors.collect(), steps: 0 }
+        let weight_decay = recipe.weight_decay();
+        Self { settings: settings.clone(), weight_decay, tensors: tensors.collect(), steps: 0 }
     }
 
     /// Takes one step against `gradients`, given in the order of [`Parameters::trained`] and used up.
@@ -96,17 +100,17 @@ impl Updater {
     }
 
     fn factors(&self, rate: f64, tensor: impl Fn(f64) -> Tensor) -> Factors {
-        let decay = |weight_decay| (weight_decay > 0.0).then(|| tensor(weight_decay));
+        let decay = (self.weight_decay > 0.0).then(|| tensor(self.weight_decay));
         match self.settings {
-            Optimiser::Sgd { momentum, nesterov, weight_decay } => Factors {
-                decay: decay(weight_decay),
+            Optimiser::Sgd { momentum, nesterov, .. } => Factors {
+                decay,
                 gradient: tensor(-rate),
                 // The state is momentum times (1 − μ), because `lerp_` then makes its update one pass.
                 means: tensor(-rate * if nesterov { momentum } else { 1.0 } / (1.0 - momentum)),
                 squares: 0.0,
             },
-            Optimiser::Adam { beta1, beta2, weight_decay } => Factors {
-                decay: decay(weight_decay),
+            Optimiser::Adam { beta1, beta2, .. } => Factors {
+                decay,
                 gradient: tensor(0.0),
                 means: tensor(-rate / (1.0 - beta1.powi(self.steps))),
                 squares: 1.0 / (1.0 - beta2.powi(self.steps)).sqrt(),
@@ -144,10 +148,11 @@ mod tests {
 
     /// One weight and one bias, both beginning at 1, with gradients 1 and then 2.
     fn weight_and_bias_after_two_steps(settings: &Optimiser) -> [f64; 2] {
-        let recipe = testing::recipe("{ kind = \"linear\", outputs = 3 },");
+        let mut recipe = testing::recipe("{ kind = \"linear\", outputs = 3 },");
+        recipe.optimiser = settings.clone();
         let (_, parameters, _) = testing::network(&recipe, 1);
         parameters.entries.iter().for_each(|entry| drop(entry.tensor.detach().fill_(1.0)));
-        let mut updater = Updater::new(settings, &parameters);
+        let mut updater = Updater::new(&recipe, &parameters);
         for gradient in [1.0, 2.0] {
             let gradients = parameters.trained().map(|(_, entry)| entry.tensor.detach().full_like(gradient));
             updater.step(gradients.collect(), 0.1);
@@ -164,7 +169,7 @@ mod tests {
 
     #[test]
     fn sgd_takes_the_steps_of_its_definition_and_decays_weights_only() {
-        let sgd = |momentum, nesterov, weight_decay| Optimiser::Sgd { momentum, nesterov, weight_decay };
+        let sgd = |momentum, nesterov, weight_decay| Optimiser::Sgd { momentum, nesterov, weight_decay, l2: 0.0 };
         // 1 − 0.1·1 − 0.1·2.
         check(&sgd(0.0, false, 0.0), [0.7, 0.7]);
         // Weight: 1 − 0.1·(1 + 0.5·1) = 0.85, then 0.85 − 0.1·(2 + 0.5·0.85).
@@ -177,7 +182,7 @@ mod tests {
 
     #[test]
     fn adam_takes_the_steps_of_its_definition() {
-        let adam = |weight_decay| Optimiser::Adam { beta1: 0.5, beta2: 0.5, weight_decay };
+        let adam = |weight_decay| Optimiser::Adam { beta1: 0.5, beta2: 0.5, weight_decay, l2: 0.0 };
         // First step: both moments corrected are 1, so 1 − 0.1. Second: m = (0.25 + 1)/0.75, v = (0.25 + 2)/0.75.
         let second = 0.1 * (1.25 / 0.75) / (2.25_f64 / 0.75).sqrt();
         check(&adam(0.0), [0.9 - second, 0.9 - second]);
@@ -195,7 +200,7 @@ mod tests {
         assert!(plan.tensors[0].shape.iter().product::<usize>() as i64 > 2 * PORTION);
         let first = parameters.entries[0].tensor.detach().copy();
         let gradient = first.sin();
-        let mut updater = Updater::new(&recipe.optimiser, &parameters);
+        let mut updater = Updater::new(&recipe, &parameters);
         for _ in 0..2 {
             let gradients = parameters.trained().map(|(index, entry)| match index {
                 0 => gradient.copy(),

@@ -116,7 +116,7 @@ impl<'a> Trainer<'a> {
             dataset,
             device,
             network: Network::new(&plan, &parameters),
-            updater: Updater::new(&recipe.optimiser, &parameters),
+            updater: Updater::new(recipe, &parameters),
             plan,
             parameters,
             masks: Masks::new(recipe, run_seed, member),
@@ -137,7 +137,7 @@ impl<'a> Trainer<'a> {
         let loss = logits.cross_entropy_for_logits(&labels);
         let leaves: Vec<&Tensor> = self.parameters.trained().map(|(_, entry)| &entry.tensor).collect();
         let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
-        self.rate = schedule::rate(&self.recipe.schedule, self.step, self.recipe.steps_total());
+        self.rate = schedule::rate(self.recipe, self.step);
         self.updater.step(gradients, self.rate);
         self.loss_sum = no_grad(|| &self.loss_sum + loss.detach());
         self.step += 1;
@@ -307,7 +307,7 @@ mod tests {
         recipe.network.dropout_scaling = DropoutScaling::Evaluation;
         recipe.data.augmentation = Augmentation::OnePixelShiftFixed;
         recipe.training.order = Order::OncePerRun;
-        recipe.optimiser = Optimiser::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        recipe.optimiser = Optimiser::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, l2: 0.0 };
         let (result, ..) = trained(&recipe, 0);
         let TrainerEvent::Finished { validation_accuracy, .. } = result.unwrap() else { panic!("not finished") };
         assert_eq!(validation_accuracy, Some(1.0));
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_finite_ends_the_attempt_with_step_and_rate() {
         let mut recipe = recipe();
-        recipe.schedule = Schedule::Constant { rate: 1e30 };
+        recipe.schedule = Schedule::Constant { rate: 1e30, warmup: 0.0 };
         let error = trained(&recipe, 0).0.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Numeric);
         assert_eq!(error.chain(), "loss is NaN after step 4 at learning rate 1e30; no loss before was reported");
