@@ -51,6 +51,9 @@ pub struct Data {
     pub validation: u32,
     /// How training images are varied.
     pub augmentation: Augmentation,
+    /// How they are distorted after that; not at all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distortion: Option<Distortion>,
 }
 
 /// How training images are varied.
@@ -64,6 +67,33 @@ pub enum Augmentation {
     OnePixelShiftDrawn,
     /// All five variants of every image, as the lecture writes them to a file. A pass is `5 × train` images.
     OnePixelShiftFixed,
+    /// Each time an image is used, one of nine positions is drawn: moved by −1, 0 or 1 pixel along both axes, vacated lines
+    /// zero. A pass is `train` images.
+    OnePixelShiftNineDrawn,
+}
+
+/// How far training images are distorted: each time an image is used, every strength is drawn anew, uniformly between both
+/// ends, and the image is resampled once. What comes from outside the image is zero; 0 leaves that distortion out.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Distortion {
+    /// Moved by ± this many pixels along each axis, whole or not, 0 to 8.
+    pub shift_px: f64,
+    /// Turned about the centre by ± this many degrees, 0 to 90.
+    pub rotation_degrees: f64,
+    /// Enlarged about the centre by a factor from 1 − `zoom` to 1 + `zoom`, one for both axes, 0 to below 1.
+    pub zoom: f64,
+    /// Slanted: each row is moved along itself by ± this many times its distance from the centre, 0 to 1.
+    pub skew: f64,
+    /// Elastic: pixels are moved by a smooth random field times this, α of Simard, Steinkraus and Platt 2003, 0 to 1000.
+    ///
+    /// Along each axis the field is uniform in (−1, 1), independent from pixel to pixel and zero outside, smoothed by a
+    /// Gaussian whose kernel sums to 1. The smoothed field isn't brought to a norm of its own, as the paper's picture of
+    /// large σ does: α then is what common implementations multiply by too, and the paper's σ = 4, α = 34 move a pixel by
+    /// 1.4 pixels (standard deviation along each axis, away from the border).
+    pub elastic_alpha: f64,
+    /// Standard deviation of that Gaussian in pixels, σ, 0 to 16; above 0 where `elastic_alpha` is.
+    pub elastic_sigma: f64,
 }
 
 /// The layers and what holds for all of them.
@@ -365,7 +395,7 @@ impl Recipe {
     pub fn images_per_epoch(&self) -> u64 {
         let variants = match self.data.augmentation {
             Augmentation::OnePixelShiftFixed => 5,
-            Augmentation::None | Augmentation::OnePixelShiftDrawn => 1,
+            Augmentation::None | Augmentation::OnePixelShiftDrawn | Augmentation::OnePixelShiftNineDrawn => 1,
         };
         u64::from(self.data.train) * variants
     }

@@ -225,9 +225,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::recipe::builtin;
+    use crate::recipe::{Distortion, builtin};
 
-    /// A recipe with every key written; its lines are counted on below.
+    /// A recipe with every key written but the distortion's, which [`distorted`] adds; its lines are counted on below.
     const FULL: &str = r#"format = "plurality-recipe/1"
 name = "full"
 summary = "Every key."
@@ -286,6 +286,94 @@ keep = "best-validation"
         assert_eq!(again, recipe);
         assert_eq!(again.digest(), recipe.digest());
         insta::assert_snapshot!(json, @r#"{"format":"plurality-recipe/1","name":"full","summary":"Every key.","data":{"train":100,"validation":10,"augmentation":"none"},"network":{"dropout-scaling":"evaluation","layers":[{"kind":"conv","filters":4,"kernel":3,"stride":2,"padding":1},{"kind":"batch-norm"},{"kind":"sigmoid"},{"kind":"dropout","rate":0.25},{"kind":"linear","outputs":10}]},"initialisation":"he","optimiser":{"kind":"sgd","momentum":0.9,"nesterov":true,"weight-decay":0.0001,"l2":0.5},"schedule":{"kind":"cosine","peak":0.1,"warmup":0.25},"training":{"epochs":3,"batch":10,"order":"once-per-run","dropout-masks":"one-seed","label-smoothing":0.125,"ema-decay":0.75,"early-stopping":{"patience":7,"by":"cost"},"keep":"best-validation"}}"#);
+    }
+
+    /// The recipe with the keys of a distortion, in line 9.
+    fn distorted(keys: &str) -> Result<Recipe, RecipeError> {
+        let augmentation = "augmentation = \"none\"\n";
+        recipe_from_toml("my.toml", &FULL.replace(augmentation, &format!("{augmentation}distortion = {{ {keys} }}\n")))
+    }
+
+    #[test]
+    fn a_distortion_is_read_and_survives_json() {
+        let keys =
+            "shift-px = 2, rotation-degrees = 7.5, zoom = 0.1, skew = 0.2, elastic-alpha = 34, elastic-sigma = 4";
+        let recipe = distorted(keys).unwrap();
+        let expected = Distortion {
+            shift_px: 2.0,
+            rotation_degrees: 7.5,
+            zoom: 0.1,
+            skew: 0.2,
+            elastic_alpha: 34.0,
+            elastic_sigma: 4.0,
+        };
+        assert_eq!(recipe.data.distortion, Some(expected));
+        let json = recipe.to_canonical_json();
+        assert_eq!(recipe_from_json(&json).unwrap(), recipe);
+        let written = r#","distortion":{"shift-px":2.0,"rotation-degrees":7.5,"zoom":0.1,"skew":0.2,"elastic-alpha":34.0,"elastic-sigma":4.0}},"network""#;
+        assert!(json.contains(written), "{json}");
+    }
+
+    #[test]
+    fn keys_of_a_distortion_are_zero_unless_written_and_none_is_written_without_one() {
+        assert_eq!(distorted("").unwrap().data.distortion, Some(Distortion::default()));
+        let recipe = recipe_from_toml("my.toml", FULL).unwrap();
+        assert_eq!(recipe.data.distortion, None);
+        assert!(!recipe.to_canonical_json().contains("distortion"));
+    }
+
+    #[test]
+    fn both_ends_of_every_range_of_a_distortion_are_read() {
+        for (key, last) in [
+            ("shift-px", "8"),
+            ("rotation-degrees", "90"),
+            ("zoom", "0.999"),
+            ("skew", "1"),
+            ("elastic-sigma = 16, elastic-alpha", "1000"),
+            ("elastic-sigma", "16"),
+        ] {
+            for value in ["0", "0.0", last] {
+                assert!(distorted(&format!("{key} = {value}")).is_ok(), "{key} = {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_distortion_outside_its_range_or_in_contradiction_is_refused_with_what_is_allowed() {
+        for (keys, expected) in [
+            ("shift-px = 8.5", "data.distortion.shift-px is 8.5, expected a number from 0 to 8"),
+            ("shift-px = -1", "data.distortion.shift-px is -1, expected a number from 0 to 8"),
+            ("rotation-degrees = 91", "data.distortion.rotation-degrees is 91, expected a number from 0 to 90"),
+            ("zoom = 1", "data.distortion.zoom is 1, expected a number from 0 to below 1"),
+            ("skew = 1.01", "data.distortion.skew is 1.01, expected a number from 0 to 1"),
+            ("skew = \"0\"", "data.distortion.skew is \"0\", expected a number from 0 to 1"),
+            ("elastic-alpha = 1001", "data.distortion.elastic-alpha is 1001, expected a number from 0 to 1000"),
+            ("elastic-sigma = 17", "data.distortion.elastic-sigma is 17, expected a number from 0 to 16"),
+            (
+                "elastic-alpha = 34",
+                "data.distortion.elastic-sigma is 0, expected a number above 0, because of elastic-alpha = 34",
+            ),
+            (
+                "elastic = 1",
+                "unknown key data.distortion.elastic, expected one of shift-px, rotation-degrees, zoom, skew, \
+                 elastic-alpha, elastic-sigma",
+            ),
+        ] {
+            assert_eq!(distorted(keys).unwrap_err().to_string(), format!("my.toml:9: {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_pass_with_drawn_shifts_is_as_long_as_without_and_with_all_five_it_is_five_times_as_long() {
+        for (augmentation, images) in [
+            ("none", 100),
+            ("one-pixel-shift-drawn", 100),
+            ("one-pixel-shift-nine-drawn", 100),
+            ("one-pixel-shift-fixed", 500),
+        ] {
+            let text = FULL.replace("augmentation = \"none\"", &format!("augmentation = \"{augmentation}\""));
+            assert_eq!(recipe_from_toml("my.toml", &text).unwrap().images_per_epoch(), images, "{augmentation}");
+        }
     }
 
     #[test]
@@ -412,7 +500,7 @@ keep = "best-validation"
         let data = FULL.replace(&FULL[FULL.find("[data]").unwrap()..FULL.find("[network]").unwrap()], "data = 3\n");
         assert_eq!(
             recipe_from_toml("my.toml", &data).unwrap_err().to_string(),
-            "my.toml:5: data is 3, expected a table with the keys train, validation, augmentation"
+            "my.toml:5: data is 3, expected a table with the keys train, validation, augmentation, distortion"
         );
         assert!(complaint("{ kind = \"batch-norm\" }", "\"batch-norm\"").starts_with(
             "my.toml:13: network.layers[2] is \"batch-norm\", expected a table whose key kind is one of \"conv\", "

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Keep, Layer, Optimiser, RECIPE_FORMAT, Recipe};
+use super::{Data, Distortion, Keep, Layer, Optimiser, RECIPE_FORMAT, Recipe};
 
 /// Most layers of a network.
 const LAYERS_MAX: usize = 256;
@@ -43,6 +43,8 @@ enum Expect {
     AboveZero,
     /// A number from 0 to below 1.
     Share,
+    /// A number from 0 to a bound, both included.
+    UpTo { max: u32 },
     /// A number above 0, 1 included.
     Factor,
     /// True or false.
@@ -81,7 +83,8 @@ const RECIPE: Expect = Expect::Table(&[
         Expect::Table(&[
             required("train", Expect::Whole { min: 1, max: IMAGES_MAX }),
             required("validation", Expect::Whole { min: 0, max: IMAGES_MAX }),
-            required("augmentation", Expect::OneOf(&["none", "one-pixel-shift-drawn", "one-pixel-shift-fixed"])),
+            required("augmentation", Expect::OneOf(AUGMENTATIONS)),
+            optional("distortion", Expect::Table(DISTORTION)),
         ]),
     ),
     required(
@@ -114,6 +117,18 @@ const RECIPE: Expect = Expect::Table(&[
         ]),
     ),
 ]);
+
+const AUGMENTATIONS: &[&str] =
+    &["none", "one-pixel-shift-drawn", "one-pixel-shift-fixed", "one-pixel-shift-nine-drawn"];
+
+const DISTORTION: &[Key] = &[
+    optional("shift-px", Expect::UpTo { max: 8 }),
+    optional("rotation-degrees", Expect::UpTo { max: 90 }),
+    optional("zoom", Expect::Share),
+    optional("skew", Expect::UpTo { max: 1 }),
+    optional("elastic-alpha", Expect::UpTo { max: 1000 }),
+    optional("elastic-sigma", Expect::UpTo { max: 16 }),
+];
 
 const LAYERS: &[(&str, &[Key])] = &[
     (
@@ -226,7 +241,19 @@ pub(super) fn check_together(recipe: &Recipe) -> Result<(), Problem> {
     {
         return Err(wrong("optimiser.nesterov", true, "true only with a momentum above 0"));
     }
+    check_distortion(&recipe.data)?;
     check_training(recipe)
+}
+
+/// Checks that an elastic field is smoothed.
+fn check_distortion(data: &Data) -> Result<(), Problem> {
+    match data.distortion {
+        Some(Distortion { elastic_alpha, elastic_sigma, .. }) if elastic_alpha > 0.0 && elastic_sigma <= 0.0 => {
+            let allowed = format!("a number above 0, because of elastic-alpha = {elastic_alpha}");
+            Err(wrong("data.distortion.elastic-sigma", elastic_sigma, allowed))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks what the training asks of the images.
@@ -272,6 +299,7 @@ fn check_value(value: &Value, expect: &Expect, key: &str) -> Result<(), Problem>
         Expect::FromZero => value.as_f64().is_some_and(|number| number >= 0.0),
         Expect::AboveZero => value.as_f64().is_some_and(|number| number > 0.0),
         Expect::Share => value.as_f64().is_some_and(|number| (0.0..1.0).contains(&number)),
+        Expect::UpTo { max } => value.as_f64().is_some_and(|number| (0.0..=f64::from(*max)).contains(&number)),
         Expect::Factor => value.as_f64().is_some_and(|number| number > 0.0 && number <= 1.0),
         Expect::Flag => value.is_boolean(),
         Expect::OneOf(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
@@ -339,6 +367,7 @@ impl Expect {
             Self::FromZero => "a number of at least 0".to_owned(),
             Self::AboveZero => "a number above 0".to_owned(),
             Self::Share => "a number from 0 to below 1".to_owned(),
+            Self::UpTo { max } => format!("a number from 0 to {max}"),
             Self::Factor => "a number above 0 and at most 1".to_owned(),
             Self::Flag => "true or false".to_owned(),
             Self::OneOf(texts) => format!("one of {}", quoted(texts.iter().copied())),
@@ -397,7 +426,9 @@ mod tests {
             Expect::Exactly(text) => Value::from(*text),
             Expect::Name { .. } | Expect::Text { .. } => Value::from("a"),
             Expect::Whole { min, .. } => Value::from(*min),
-            Expect::FromZero | Expect::AboveZero | Expect::Share | Expect::Factor => Value::from(0.5),
+            Expect::FromZero | Expect::AboveZero | Expect::Share | Expect::UpTo { .. } | Expect::Factor => {
+                Value::from(0.5)
+            }
             Expect::Flag => Value::from(true),
             Expect::OneOf(texts) => Value::from(texts[texts.len() - 1]),
             Expect::Table(keys) => Value::Object(table(keys, None, which)),

@@ -51,7 +51,7 @@ pub fn scaled(images: &Images, range: std::ops::Range<usize>) -> Vec<f32> {
     let size = images.rows * images.columns;
     let mut pixels = vec![0.0; range.len() * size];
     for (index, out) in range.zip(pixels.chunks_exact_mut(size)) {
-        write_shifted(images.image(index), images.columns, Shift::None, out);
+        write_shifted(images.image(index), images.columns, Shift::NONE, out);
     }
     pixels
 }
