@@ -126,6 +126,18 @@ mod tests {
         assert_ne!(draw(0, 0, 0), draw(0, 0, 1));
     }
 
+    /// Masks computed by an independent implementation of ChaCha8: `.` is dropped, `#` is kept.
+    #[test]
+    fn the_first_masks_of_a_seed_are_the_golden_ones() {
+        let recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        for (layer, rate, expected) in [(0, 0.5, "#..##..#..#.#.##..#.###."), (1, 0.25, "####.#####.#############")] {
+            let mut mask = [9.0; 24];
+            Masks::new(&recipe, 7, 0).fill(layer, 0, rate, &mut mask);
+            let drawn: String = mask.iter().map(|value| if *value == 0.0 { '.' } else { '#' }).collect();
+            assert_eq!(drawn, expected, "rate {rate}");
+        }
+    }
+
     #[test]
     fn what_a_step_drew_does_not_depend_on_the_steps_before() {
         let mut one = masks(DropoutMasks::OwnSeed, DropoutScaling::Training, 0);

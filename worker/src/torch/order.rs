@@ -36,6 +36,15 @@ mod tests {
         assert_eq!(sorted, (0..24).collect::<Vec<_>>());
     }
 
+    /// Positions computed by an independent implementation of ChaCha8.
+    #[test]
+    fn the_first_batches_of_a_seed_are_the_golden_ones() {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        assert_eq!(of_pass(&recipe, 7, 0, 0)[..7], [15, 23, 8, 17, 0, 5, 21]);
+        recipe.training.order = Order::OncePerRun;
+        assert_eq!(of_pass(&recipe, 7, 0, 0)[..7], [17, 10, 18, 21, 13, 8, 4]);
+    }
+
     #[test]
     fn the_lectures_order_is_one_shuffle_of_all_five_variants_for_every_member_and_pass() {
         let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
