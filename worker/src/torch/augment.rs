@@ -1,9 +1,6 @@
 //! One-pixel shifts, straight from `u8` images to `f32` batches: the enlarged data set is never stored.
 
-use plurality_common::{
-    recipe::Augmentation,
-    seed::{Purpose, stream},
-};
+use plurality_common::recipe::Augmentation;
 use rand_chacha::rand_core::Rng;
 
 /// How an image is moved; the vacated lines are zero, nothing wraps around.
@@ -86,28 +83,19 @@ pub struct Sample {
     pub shift: Shift,
 }
 
-/// Turns positions of the pass into images and shifts, drawing from the member's stream where the recipe draws.
-///
-/// `positions` are below `images_per_epoch`; what is drawn depends on seed and `step` alone.
-pub fn samples(augmentation: Augmentation, run_seed: u64, member: u32, step: u64, positions: &[u32]) -> Vec<Sample> {
-    match augmentation {
-        Augmentation::None => positions.iter().map(|&image| Sample { image, shift: Shift::NONE }).collect(),
+/// Turns positions of the pass, below `images_per_epoch`, into images and shifts, drawing from `rng` where the recipe
+/// draws: one number for each position, in their order.
+pub fn write_samples(augmentation: Augmentation, positions: &[u32], rng: &mut impl Rng, samples: &mut Vec<Sample>) {
+    samples.clear();
+    samples.extend(positions.iter().map(|&position| match augmentation {
+        Augmentation::None => Sample { image: position, shift: Shift::NONE },
         Augmentation::OnePixelShiftFixed => {
             let variants = SHIFTS.len() as u32;
-            positions
-                .iter()
-                .map(|&position| Sample { image: position / variants, shift: SHIFTS[(position % variants) as usize] })
-                .collect()
+            Sample { image: position / variants, shift: SHIFTS[(position % variants) as usize] }
         }
-        Augmentation::OnePixelShiftDrawn => {
-            let mut rng = stream(run_seed, Some(member), Purpose::Augmentation, step);
-            positions.iter().map(|&image| Sample { image, shift: drawn(&SHIFTS, &mut rng) }).collect()
-        }
-        Augmentation::OnePixelShiftNineDrawn => {
-            let mut rng = stream(run_seed, Some(member), Purpose::Augmentation, step);
-            positions.iter().map(|&image| Sample { image, shift: drawn(&NINE_SHIFTS, &mut rng) }).collect()
-        }
-    }
+        Augmentation::OnePixelShiftDrawn => Sample { image: position, shift: drawn(&SHIFTS, rng) },
+        Augmentation::OnePixelShiftNineDrawn => Sample { image: position, shift: drawn(&NINE_SHIFTS, rng) },
+    }));
 }
 
 /// Draws one of a few; the bias of multiply-and-shift over 32 bits is below 3e-9.
@@ -117,6 +105,8 @@ fn drawn(shifts: &[Shift], rng: &mut impl Rng) -> Shift {
 
 #[cfg(test)]
 mod tests {
+    use plurality_common::seed::{Purpose, stream};
+
     use super::*;
 
     fn shifted(down: i8, right: i8) -> Vec<f32> {
@@ -139,29 +129,55 @@ mod tests {
         assert_eq!(shifted(-1, -1), [e, f, 0., 0., 0., 0.]);
     }
 
+    fn samples(augmentation: Augmentation, run_seed: u64, positions: &[u32]) -> Vec<Sample> {
+        let mut samples = vec![Sample { image: 9, shift: Shift::NONE }];
+        let mut rng = stream(run_seed, Some(0), Purpose::Augmentation, 0);
+        write_samples(augmentation, positions, &mut rng, &mut samples);
+        samples
+    }
+
     #[test]
     fn the_fixed_set_holds_each_image_five_times_in_the_lectures_order() {
-        let all = samples(Augmentation::OnePixelShiftFixed, 1, 0, 0, &[0, 1, 2, 3, 4, 5, 9]);
+        let all = samples(Augmentation::OnePixelShiftFixed, 1, &[0, 1, 2, 3, 4, 5, 9]);
         let shifts: Vec<_> = all.iter().map(|sample| (sample.shift.down, sample.shift.right)).collect();
         assert_eq!(shifts[..5], [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]);
         assert_eq!(all.iter().map(|sample| sample.image).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 1, 1]);
     }
 
-    /// Draws that depend on seed, member and step alone, among `shifts` and no others.
-    fn check(augmentation: Augmentation, shifts: &[Shift]) {
-        let draw = |seed, member, step| samples(augmentation, seed, member, step, &[7; 64]);
-        let found = draw(1, 2, 3);
-        assert_eq!(found, draw(1, 2, 3));
-        assert_ne!(found, draw(2, 2, 3));
-        assert_ne!(found, draw(1, 3, 3));
-        assert_ne!(found, draw(1, 2, 4));
-        assert!(found.iter().all(|sample| sample.image == 7 && shifts.contains(&sample.shift)));
-        assert!(shifts.iter().all(|shift| found.iter().any(|sample| sample.shift == *shift)));
+    #[test]
+    fn without_augmentation_images_stay_where_they_are() {
+        let all = samples(Augmentation::None, 1, &[4, 2]);
+        assert_eq!(all, [4, 2].map(|image| Sample { image, shift: Shift::NONE }));
     }
 
     #[test]
-    fn drawn_shifts_are_all_there_and_depend_on_seed_member_and_step_alone() {
-        check(Augmentation::OnePixelShiftDrawn, &SHIFTS);
-        check(Augmentation::OnePixelShiftNineDrawn, &NINE_SHIFTS);
+    fn drawn_shifts_are_all_there_and_no_others() {
+        for (augmentation, shifts) in
+            [(Augmentation::OnePixelShiftDrawn, &SHIFTS[..]), (Augmentation::OnePixelShiftNineDrawn, &NINE_SHIFTS)]
+        {
+            let found = samples(augmentation, 1, &[7; 64]);
+            assert_eq!(found, samples(augmentation, 1, &[7; 64]));
+            assert_ne!(found, samples(augmentation, 2, &[7; 64]));
+            assert!(found.iter().all(|sample| sample.image == 7 && shifts.contains(&sample.shift)));
+            assert!(shifts.iter().all(|shift| found.iter().any(|sample| sample.shift == *shift)));
+        }
+    }
+
+    /// Shifts computed by an independent implementation of ChaCha8.
+    #[test]
+    fn the_first_shifts_of_a_seed_are_the_golden_ones() {
+        for (augmentation, expected) in [
+            (Augmentation::OnePixelShiftDrawn, [(0, 0), (0, -1), (0, 1), (-1, 0), (0, 1), (0, 1), (0, 1), (0, -1)]),
+            (
+                Augmentation::OnePixelShiftNineDrawn,
+                [(-1, -1), (1, 1), (0, 1), (0, 1), (1, -1), (1, -1), (1, -1), (1, 1)],
+            ),
+        ] {
+            let found = samples(augmentation, 7, &[0; 8]);
+            assert_eq!(
+                found.iter().map(|sample| (sample.shift.down, sample.shift.right)).collect::<Vec<_>>(),
+                expected
+            );
+        }
     }
 }

@@ -4,13 +4,15 @@ use std::{fs, path::Path};
 
 use plurality_common::{
     idx::{Images, Labels, parse_images, parse_labels},
-    recipe::Recipe,
+    recipe::{Augmentation, Recipe},
+    seed::{Purpose, stream},
     trainer::TrainerSpec,
 };
 use tch::{Device, Tensor};
 
 use super::{
-    augment::{Sample, Shift, write_shifted},
+    augment::{Sample, Shift, write_samples, write_shifted},
+    distort::Distorter,
     error::TrainError,
 };
 
@@ -56,26 +58,66 @@ pub fn scaled(images: &Images, range: std::ops::Range<usize>) -> Vec<f32> {
     pixels
 }
 
-/// Makes training batches; keeps its buffers from step to step.
-#[derive(Default)]
+/// Makes a member's training batches; keeps its buffers from step to step.
 pub struct Batches {
+    augmentation: Augmentation,
+    run_seed: u64,
+    member: u32,
+    /// None where the recipe distorts nothing.
+    distorter: Option<Distorter>,
+    samples: Vec<Sample>,
     pixels: Vec<f32>,
-    labels: Vec<i64>,
+    labels: Vec<u8>,
+    classes: Vec<i64>,
 }
 
 impl Batches {
-    /// Returns images `[n, 1, rows, columns]` f32 in 0..1 and labels `[n]` i64.
-    pub fn batch(&mut self, dataset: &Dataset, samples: &[Sample], device: Device) -> (Tensor, Tensor) {
+    /// Prepares for the training images of a dataset.
+    pub fn new(recipe: &Recipe, run_seed: u64, member: u32, dataset: &Dataset) -> Self {
         let Images { rows, columns, .. } = dataset.train_images;
-        self.pixels.resize(samples.len() * rows * columns, 0.0);
-        for (sample, out) in samples.iter().zip(self.pixels.chunks_exact_mut(rows * columns)) {
-            write_shifted(dataset.train_images.image(sample.image as usize), columns, sample.shift, out);
+        Self {
+            augmentation: recipe.data.augmentation,
+            run_seed,
+            member,
+            distorter: recipe.data.distortion.and_then(|strengths| Distorter::new(strengths, rows, columns)),
+            samples: Vec::new(),
+            pixels: Vec::new(),
+            labels: Vec::new(),
+            classes: Vec::new(),
         }
+    }
+
+    /// Writes the images at `positions` of the pass, shifted and then distorted, and returns them `[n, 1, rows, columns]`
+    /// f32 in 0..1, and their labels `[n]`.
+    ///
+    /// What is drawn depends on seed, member and step alone: from one stream first all shifts, then image by image how each
+    /// is distorted.
+    pub fn fill(&mut self, dataset: &Dataset, step: u64, positions: &[u32]) -> (&[f32], &[u8]) {
+        let mut rng = stream(self.run_seed, Some(self.member), Purpose::Augmentation, step);
+        write_samples(self.augmentation, positions, &mut rng, &mut self.samples);
+        let Images { rows, columns, .. } = dataset.train_images;
+        self.pixels.resize(positions.len() * rows * columns, 0.0);
         self.labels.clear();
-        self.labels.extend(samples.iter().map(|sample| i64::from(dataset.train_labels.0[sample.image as usize])));
-        let shape = [samples.len() as i64, 1, rows as i64, columns as i64];
+        for (sample, out) in self.samples.iter().zip(self.pixels.chunks_exact_mut(rows * columns)) {
+            let image = sample.image as usize;
+            write_shifted(dataset.train_images.image(image), columns, sample.shift, out);
+            if let Some(distorter) = &mut self.distorter {
+                distorter.distort(out, &mut rng);
+            }
+            self.labels.push(dataset.train_labels.0[image]);
+        }
+        (&self.pixels, &self.labels)
+    }
+
+    /// Returns what [`Batches::fill`] writes as tensors: images `[n, 1, rows, columns]` f32 in 0..1 and labels `[n]` i64.
+    pub fn batch(&mut self, dataset: &Dataset, step: u64, positions: &[u32], device: Device) -> (Tensor, Tensor) {
+        self.fill(dataset, step, positions);
+        self.classes.clear();
+        self.classes.extend(self.labels.iter().map(|label| i64::from(*label)));
+        let Images { rows, columns, .. } = dataset.train_images;
+        let shape = [positions.len() as i64, 1, rows as i64, columns as i64];
         let images = Tensor::from_slice(&self.pixels).view(shape).to_device(device);
-        (images, Tensor::from_slice(&self.labels).to_device(device))
+        (images, Tensor::from_slice(&self.classes).to_device(device))
     }
 }
 
@@ -98,4 +140,105 @@ fn check_size(
     is_enough: impl Fn(u64, u64) -> bool,
 ) -> Result<(), TrainError> {
     if is_enough(found, needed) { Ok(()) } else { Err(TrainError::DatasetSize { what, found, needed }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use plurality_common::recipe::Distortion;
+    use tch::Kind;
+
+    use super::*;
+    use crate::testing;
+
+    const DISTORTION: Distortion = Distortion {
+        shift_px: 2.0,
+        rotation_degrees: 15.0,
+        zoom: 0.15,
+        skew: 0.2,
+        elastic_alpha: 34.0,
+        elastic_sigma: 4.0,
+    };
+
+    fn batches(augmentation: Augmentation, distortion: Option<Distortion>, run_seed: u64, member: u32) -> Batches {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        (recipe.data.augmentation, recipe.data.distortion) = (augmentation, distortion);
+        Batches::new(&recipe, run_seed, member, &testing::dataset())
+    }
+
+    fn filled(mut batches: Batches, step: u64) -> Vec<f32> {
+        batches.fill(&testing::dataset(), step, &[3, 0, 3]).0.to_vec()
+    }
+
+    #[test]
+    fn a_batch_has_the_shapes_kinds_and_labels_of_its_positions() {
+        let mut batches = batches(Augmentation::OnePixelShiftFixed, Some(DISTORTION), 1, 0);
+        let dataset = testing::dataset();
+        let (pixels, labels) = batches.fill(&dataset, 0, &[0, 5, 24, 119]);
+        assert_eq!((pixels.len(), labels), (4 * 144, &[0, 1, 1, 2][..]));
+        assert!(pixels.iter().all(|value| (0.0..=1.0).contains(value)));
+        let pixels = pixels.to_vec();
+        let (images, labels) = batches.batch(&dataset, 0, &[0, 5, 24, 119], Device::Cpu);
+        assert_eq!((images.size(), images.kind()), (vec![4, 1, 12, 12], Kind::Float));
+        assert_eq!((labels.size(), labels.kind()), (vec![4], Kind::Int64));
+        assert_eq!(Vec::<f32>::try_from(images.reshape([-1])).unwrap(), pixels);
+        assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn what_a_batch_is_depends_on_seed_member_and_step_alone() {
+        for (augmentation, distortion) in [
+            (Augmentation::OnePixelShiftDrawn, None),
+            (Augmentation::OnePixelShiftNineDrawn, None),
+            (Augmentation::None, Some(DISTORTION)),
+            (Augmentation::OnePixelShiftDrawn, Some(DISTORTION)),
+        ] {
+            // Enough images that two seeds can't agree on all shifts by chance.
+            let positions: Vec<u32> = (0..24).collect();
+            let draw = |run_seed, member, steps: &[u64]| {
+                let mut batches = batches(augmentation, distortion, run_seed, member);
+                let mut last = Vec::new();
+                for step in steps {
+                    last = batches.fill(&testing::dataset(), *step, &positions).0.to_vec();
+                }
+                last
+            };
+            let first = draw(1, 2, &[3]);
+            assert_eq!(first, draw(1, 2, &[3]));
+            assert_eq!(first, draw(1, 2, &[0, 7, 3]), "a resumed training draws as one that was not interrupted");
+            assert_ne!(first, draw(2, 2, &[3]));
+            assert_ne!(first, draw(1, 3, &[3]));
+            assert_ne!(first, draw(1, 2, &[4]));
+        }
+    }
+
+    #[test]
+    fn a_distortion_of_no_strength_leaves_a_batch_as_it_is_to_the_last_bit() {
+        let (augmentation, none) = (Augmentation::OnePixelShiftDrawn, Distortion::default());
+        let expected = filled(batches(augmentation, None, 1, 0), 5);
+        assert_eq!(filled(batches(augmentation, Some(none), 1, 0), 5), expected);
+    }
+
+    #[test]
+    fn images_are_shifted_before_they_are_distorted() {
+        let found = filled(batches(Augmentation::OnePixelShiftDrawn, Some(DISTORTION), 1, 0), 5);
+        let mut expected = filled(batches(Augmentation::OnePixelShiftDrawn, None, 1, 0), 5);
+        let mut rng = stream(1, Some(0), Purpose::Augmentation, 5);
+        write_samples(Augmentation::OnePixelShiftDrawn, &[3, 0, 3], &mut rng, &mut Vec::new());
+        let mut distorter = Distorter::new(DISTORTION, 12, 12).unwrap();
+        for image in expected.chunks_exact_mut(144) {
+            distorter.distort(image, &mut rng);
+        }
+        assert_eq!(found, expected);
+    }
+
+    /// Pixels computed by an independent implementation; sine, cosine and exponential may differ in their last bit.
+    #[test]
+    fn the_first_distorted_images_of_a_seed_are_the_golden_ones() {
+        let pixels = filled(batches(Augmentation::OnePixelShiftDrawn, Some(DISTORTION), 7, 0), 0);
+        let found: Vec<f32> = pixels.chunks_exact(144).flat_map(|image| [image[40], image[78], image[101]]).collect();
+        let expected: [f32; 9] =
+            [0.7465689, 0.1293518, 0.1143093, 0.1270719, 0.1009297, 0.0, 0.6944625, 0.1938357, 0.209331];
+        let is_close = found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-6);
+        assert!(is_close, "{found:?}");
+    }
 }

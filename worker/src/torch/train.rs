@@ -12,7 +12,6 @@ use plurality_common::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{
-    augment::samples,
     clock::cpu_time,
     data::{Batches, Dataset, scaled},
     dropout::Masks,
@@ -78,8 +77,6 @@ pub fn train(
 /// Everything that a step needs; what a step does depends on seed and step number alone.
 pub struct Trainer<'a> {
     recipe: &'a Recipe,
-    run_seed: u64,
-    member: u32,
     dataset: &'a Dataset,
     device: Device,
     plan: Plan,
@@ -111,8 +108,6 @@ impl<'a> Trainer<'a> {
         let parameters = Parameters::new(&plan, &weights, device);
         Ok(Self {
             recipe,
-            run_seed,
-            member,
             dataset,
             device,
             network: Network::new(&plan, &parameters),
@@ -121,7 +116,7 @@ impl<'a> Trainer<'a> {
             parameters,
             masks: Masks::new(recipe, run_seed, member),
             mask_values: Vec::new(),
-            batches: Batches::default(),
+            batches: Batches::new(recipe, run_seed, member, dataset),
             step: 0,
             rate: 0.0,
             loss_sum: Tensor::zeros([], (Kind::Float, device)),
@@ -130,8 +125,7 @@ impl<'a> Trainer<'a> {
 
     /// Takes one step on the images at `positions` of the pass.
     pub fn step(&mut self, positions: &[u32]) {
-        let samples = samples(self.recipe.data.augmentation, self.run_seed, self.member, self.step, positions);
-        let (images, labels) = self.batches.batch(self.dataset, &samples, self.device);
+        let (images, labels) = self.batches.batch(self.dataset, self.step, positions, self.device);
         let masks = self.draw_masks(positions.len());
         let logits = self.network.forward(&self.parameters, &images, Mode::Training { masks: &masks });
         let loss = logits.cross_entropy_for_logits(&labels);
