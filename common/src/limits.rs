@@ -29,6 +29,10 @@ pub const BLOB_BYTES_MAX: u64 = 1 << 30;
 pub const ENSEMBLE_MAX: u32 = 1000;
 /// Most slots of a worker.
 pub const SLOTS_MAX: u32 = 1024;
+/// Least time between two snapshots of an attempt: what a lost worker costs, against the seconds of an upload.
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
+/// Snapshots kept of an attempt and offered to the next: the newest, and one to fall back to if that is damaged.
+pub const SNAPSHOTS_KEPT: usize = 2;
 /// First wait before connecting again; doubled each time, with full jitter.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait before connecting again.

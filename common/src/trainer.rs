@@ -3,7 +3,7 @@
 //! The worker writes one [`TrainerSpec`] to the child's standard input and keeps it open: its end tells the child that
 //! the worker is gone. The child writes one [`TrainerEvent`] a line to its standard output; its log goes to standard error.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +12,8 @@ use crate::{
     recipe::Recipe,
 };
 
-/// Name and version of the pipe protocol.
-pub const TRAINER_FORMAT: &str = "plurality-trainer/1";
+/// Name and version of the pipe protocol. Both programs come from one build: another version is refused, not spoken.
+pub const TRAINER_FORMAT: &str = "plurality-trainer/2";
 
 /// One member to train.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -37,8 +37,13 @@ pub struct TrainerSpec {
     pub device: String,
     /// Intra-operation threads, at least 1.
     pub threads: u32,
-    /// Existing folder; `checkpoint.safetensors` and `predictions.safetensors` are written there.
+    /// Existing folder; `checkpoint.safetensors`, `predictions.safetensors` and snapshots are written there.
     pub out: PathBuf,
+    /// Snapshots to resume from, newest first. The first that is whole and of this recipe, seed, member and class is taken;
+    /// without one the training begins anew.
+    pub resume: Vec<PathBuf>,
+    /// Least time between two snapshots, in milliseconds.
+    pub snapshot_interval_ms: u64,
 }
 
 /// What a trainer reports.
@@ -55,6 +60,8 @@ pub enum TrainerEvent {
         steps_total: u64,
         /// Passes in all.
         epochs_total: u32,
+        /// Steps done by the snapshot that the training goes on from; 0 from the beginning.
+        resumed_step: u64,
     },
     /// Some steps were done; sent about twice a second and after each pass.
     Progress {
@@ -68,6 +75,20 @@ pub enum TrainerEvent {
         images_per_second: f64,
         /// Share of validation images labelled right, 0..1; present after a pass.
         validation_accuracy: Option<f64>,
+    },
+    /// A snapshot was written atomically and synced. From now on the file is the worker's, which removes it.
+    Snapshot {
+        /// Steps done.
+        step: u64,
+        /// Its name in [`TrainerSpec::out`], see [`is_plain_file_name`].
+        file: String,
+    },
+    /// A file of [`TrainerSpec::resume`] cannot be used; the next one is tried. May come before `started`.
+    SnapshotRefused {
+        /// Its name, without folders.
+        file: String,
+        /// Why, for people.
+        reason: String,
     },
     /// Both files are written and synced; the last event.
     Finished {
@@ -93,6 +114,14 @@ pub const CHECKPOINT_FILE: &str = "checkpoint.safetensors";
 /// File name of the test probabilities in [`TrainerSpec::out`].
 pub const PREDICTIONS_FILE: &str = "predictions.safetensors";
 
+/// Says whether `name` names a file in a folder and nothing outside of it.
+pub fn is_plain_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_single = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    // A path forgives a separator at its end; a name has none.
+    is_single && !name.contains(std::path::is_separator)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +146,23 @@ mod tests {
             TrainerEvent::Failed { kind: FailureKind::OutOfMemory, message: "8 GiB\nwanted".into() },
             r#"{"event":"failed","kind":"out-of-memory","message":"8 GiB\nwanted"}"#,
         );
+        check(
+            TrainerEvent::Snapshot { step: 500, file: "snapshot-500.safetensors".into() },
+            r#"{"event":"snapshot","step":500,"file":"snapshot-500.safetensors"}"#,
+        );
+        check(
+            TrainerEvent::SnapshotRefused { file: "a".into(), reason: "another seed".into() },
+            r#"{"event":"snapshot-refused","file":"a","reason":"another seed"}"#,
+        );
+    }
+
+    #[test]
+    fn a_name_with_a_folder_is_not_plain() {
+        for plain in ["snapshot-500.safetensors", "..a", "a b"] {
+            assert!(is_plain_file_name(plain), "{plain:?}");
+        }
+        for other in ["", ".", "..", "/", "/etc/passwd", "a/b", "../a", "a/", "./a", "a/.."] {
+            assert!(!is_plain_file_name(other), "{other:?}");
+        }
     }
 }

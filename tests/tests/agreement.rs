@@ -45,6 +45,8 @@ fn train(recipe: &Recipe, folder: &Path) {
         device: "cpu".to_owned(),
         threads: 1,
         out: folder.to_owned(),
+        resume: Vec::new(),
+        snapshot_interval_ms: u64::MAX,
     };
     let mut trainer =
         Command::new(binary("worker-trainer")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

@@ -36,6 +36,8 @@ fn spec(out: &Path) -> TrainerSpec {
         device: "cpu".to_owned(),
         threads: 1,
         out: out.to_owned(),
+        resume: Vec::new(),
+        snapshot_interval_ms: u64::MAX,
     }
 }
 
@@ -100,12 +102,12 @@ fn training_smoke_twice_gives_the_same_checkpoint_and_predictions() {
 fn the_first_event_names_the_class_that_check_names() {
     let out = tempfile::tempdir().unwrap();
     let mut trainer = Trainer::start(&serde_json::to_string(&spec(out.path())).unwrap());
-    let Some(TrainerEvent::Started { format, class, steps_total, epochs_total }) = trainer.next() else {
+    let Some(TrainerEvent::Started { format, class, steps_total, epochs_total, resumed_step }) = trainer.next() else {
         panic!("did not start")
     };
     let recipe = builtin::by_name("smoke").unwrap();
     assert_eq!((format.as_str(), steps_total), (TRAINER_FORMAT, recipe.steps_total()));
-    assert_eq!(epochs_total, recipe.training.epochs);
+    assert_eq!((epochs_total, resumed_step), (recipe.training.epochs, 0));
     let check = Command::new(env!("CARGO_BIN_EXE_worker-trainer")).arg("--check").output().unwrap();
     assert!(check.status.success());
     assert_eq!(serde_json::from_slice::<DeterminismClass>(&check.stdout).unwrap(), class);

@@ -296,6 +296,8 @@ impl Context {
             device: self.device.to_string(),
             threads: self.threads,
             out: out.to_owned(),
+            resume: Vec::new(),
+            snapshot_interval_ms: u64::MAX,
         }
     }
 }
@@ -305,7 +307,7 @@ async fn follow(trainer: &mut Trainer, report: &watch::Sender<Report>) -> Result
     let mut seen = None;
     loop {
         match trainer.next().await? {
-            TrainerEvent::Started { format: _, class, steps_total, epochs_total } => {
+            TrainerEvent::Started { format: _, class, steps_total, epochs_total, resumed_step: _ } => {
                 tracing::info!("training {steps_total} steps in {epochs_total} passes on {}", class.device_model);
                 seen = Some(class.clone());
                 report.send_modify(|report| {
@@ -323,6 +325,7 @@ async fn follow(trainer: &mut Trainer, report: &watch::Sender<Report>) -> Result
                     progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
                 });
             }
+            TrainerEvent::Snapshot { .. } | TrainerEvent::SnapshotRefused { .. } => {}
             TrainerEvent::Finished { validation_accuracy, train_seconds, train_cpu_seconds } => {
                 let class = seen.expect("a trainer says that it has started before it says that it has finished");
                 return Ok(Trained { class, validation_accuracy, train_seconds, train_cpu_seconds });

@@ -110,6 +110,7 @@ fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {
         class: class::determinism_class(device, spec.threads),
         steps_total: spec.recipe.steps_total(),
         epochs_total: spec.recipe.training.epochs,
+        resumed_step: 0,
     });
     train::train(spec, &dataset, device, &mut |event| pipe::send(&event))
 }

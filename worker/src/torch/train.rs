@@ -259,6 +259,8 @@ mod tests {
             device: "cpu".to_owned(),
             threads: 1,
             out: out.path().to_owned(),
+            resume: Vec::new(),
+            snapshot_interval_ms: u64::MAX,
         };
         let mut events = Vec::new();
         let result = train(&spec, &testing::dataset(), Device::Cpu, &mut |event| events.push(event));
@@ -330,6 +332,8 @@ mod tests {
     fn a_folder_that_does_not_exist_is_an_output_error() {
         let spec = TrainerSpec {
             out: "/nonexistent/folder".into(),
+            resume: Vec::new(),
+            snapshot_interval_ms: u64::MAX,
             format: TRAINER_FORMAT.to_owned(),
             recipe: testing::recipe(testing::DROPOUT_LAYERS),
             run_seed: 5,

@@ -16,7 +16,7 @@ use std::{
 
 use plurality_common::{
     attempt::FailureKind,
-    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec, is_plain_file_name},
 };
 use thiserror::Error;
 use tokio::{
@@ -223,6 +223,8 @@ pub struct Trainer {
     log: Log,
     /// Whether it has said anything that the protocol allows.
     has_begun: bool,
+    /// Whether it has said `started`.
+    has_started: bool,
 }
 
 impl Trainer {
@@ -247,10 +249,12 @@ impl Trainer {
             Ok(Err(error)) => return Err(TrainerError::Pipe(error)),
             Err(_) => return Err(TrainerError::Silent { waited: SPEC_TIMEOUT, tail: log.tail }),
         }
-        Ok(Self { child, _stdin: stdin, stdout, log, has_begun: false })
+        Ok(Self { child, _stdin: stdin, stdout, log, has_begun: false, has_started: false })
     }
 
-    /// Returns the next event; `Started` comes first and once. After an error the trainer is of no more use.
+    /// Returns the next event; `Started` comes once, and only refused snapshots come before it. A snapshot's file lies in
+    /// the folder of the spec. Nothing is lost when the returned future is dropped. After an error the trainer is of no more
+    /// use.
     ///
     /// # Errors
     ///
@@ -293,15 +297,26 @@ impl Trainer {
         let Ok(event) = serde_json::from_str::<TrainerEvent>(&line.text) else {
             return breach("an event as a JSON object", line);
         };
-        let has_begun = std::mem::replace(&mut self.has_begun, true);
-        match (&event, has_begun) {
+        self.has_begun = true;
+        match (&event, self.has_started) {
             (TrainerEvent::Started { format, .. }, false) if format != TRAINER_FORMAT => {
-                breach("plurality-trainer/1, as this worker speaks it", line)
+                breach("plurality-trainer/2, as this worker speaks it", line)
             }
-            (TrainerEvent::Started { .. }, false) | (TrainerEvent::Failed { .. }, _) => Ok(event),
-            (TrainerEvent::Progress { .. } | TrainerEvent::Finished { .. }, true) => Ok(event),
+            (TrainerEvent::Snapshot { file, .. }, true) if !is_plain_file_name(file) => {
+                breach("the name of a file without folders", line)
+            }
+            (TrainerEvent::Started { .. }, false) => {
+                self.has_started = true;
+                Ok(event)
+            }
+            (TrainerEvent::Failed { .. } | TrainerEvent::SnapshotRefused { .. }, _) => Ok(event),
+            (TrainerEvent::Progress { .. } | TrainerEvent::Snapshot { .. } | TrainerEvent::Finished { .. }, true) => {
+                Ok(event)
+            }
             (TrainerEvent::Started { .. }, true) => breach("`started` only once", line),
-            (TrainerEvent::Progress { .. } | TrainerEvent::Finished { .. }, false) => breach("`started` first", line),
+            (TrainerEvent::Progress { .. } | TrainerEvent::Snapshot { .. } | TrainerEvent::Finished { .. }, false) => {
+                breach("`started` first", line)
+            }
         }
     }
 

@@ -37,7 +37,7 @@ echo $$ > "$here/pid"
 read -r spec
 field() { printf '%s' "$spec" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 out=$(field out)
-started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/1\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2}"; }
+started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/2\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":0}"; }
 progress() { echo "{\"event\":\"progress\",\"step\":$1,\"epoch\":1,\"loss\":0.5,\"images_per_second\":100.0,\"validation_accuracy\":0.9}"; }
 case $mode in
 loader)
