@@ -14,6 +14,7 @@ pub mod predictions;
 pub mod recipe;
 pub mod score;
 pub mod seed;
+pub mod snapshot;
 pub mod tensor_file;
 pub mod trainer;
 pub mod vote;
