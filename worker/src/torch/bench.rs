@@ -10,9 +10,14 @@ use plurality_common::{
     recipe::{Recipe, builtin, parse::recipe_from_toml},
 };
 use serde::Serialize;
-use tch::Device;
 
-use super::{clock::cpu_time, data::Dataset, error::TrainError, order, train::Trainer};
+use super::{
+    clock::cpu_time,
+    data::Dataset,
+    error::TrainError,
+    order,
+    train::{Target, Trainer},
+};
 
 /// Steps before the clock starts: LibTorch chooses and compiles kernels at first use.
 const WARM_UP_STEPS: usize = 20;
@@ -24,6 +29,7 @@ const STEPS_AT_A_TIME: usize = 10;
 struct Throughput {
     program: &'static str,
     recipe: String,
+    engine: &'static str,
     batch: u32,
     threads: i32,
     images: usize,
@@ -40,7 +46,7 @@ pub fn bench(
     batch: Option<u32>,
     duration: Duration,
     data: &Path,
-    device: Device,
+    target: Target,
 ) -> Result<(), TrainError> {
     let mut recipe = recipe(name)?;
     recipe.training.batch = batch.unwrap_or(recipe.training.batch);
@@ -50,7 +56,7 @@ pub fn bench(
         train_labels: dataset.train_labels,
         test_images: dataset.test_images,
     };
-    let mut trainer = Trainer::new(&recipe, 1, 0, &dataset, device)?;
+    let mut trainer = Trainer::new(&recipe, 1, 0, &dataset, target)?;
     let order = order::of_pass(&recipe, 1, 0, 0);
     let mut batches = order.chunks_exact(recipe.training.batch as usize).cycle();
     let mut steps = |count: usize| batches.by_ref().take(count).map(|batch| trainer.step(batch)).count();
@@ -63,7 +69,8 @@ pub fn bench(
     let throughput = Throughput {
         program: "plurality",
         batch: recipe.training.batch,
-        recipe: recipe.name,
+        engine: trainer.engine.name(),
+        recipe: recipe.name.clone(),
         threads: tch::get_num_threads(),
         images,
         images_per_second: (images as f64 / wall).round(),

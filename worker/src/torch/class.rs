@@ -6,6 +6,7 @@
 use std::{env, fs};
 
 use plurality_common::attempt::DeterminismClass;
+use plurality_worker::fused;
 use tch::Device;
 
 use super::gpu;
@@ -13,7 +14,7 @@ use super::gpu;
 /// The version that tch 0.24 demands when it is built.
 const LIBTORCH_VERSION: &str = "2.11.0";
 /// Raised with every change of this trainer that changes a checkpoint's bytes.
-const TRAINER_REVISION: u32 = 1;
+const TRAINER_REVISION: u32 = 2;
 /// Environment variables that change which arithmetic LibTorch, MKL and oneDNN choose, in the order of the class.
 const VARIABLES: [&str; 6] = [
     "ATEN_CPU_CAPABILITY",
@@ -32,7 +33,8 @@ pub fn determinism_class(device: Device, threads: u32) -> DeterminismClass {
         Device::Cuda(number) => (format!("{} beside {}", gpu::model(number), processor.model), "CUDA".to_owned()),
         _ => {
             let name = instruction_set(&processor.flags, capability.as_deref());
-            (processor.model, name.to_owned())
+            // The hand-written engine asks the processor itself.
+            (processor.model, format!("{name}, fused {}", fused::instruction_set()))
         }
     };
     let flags: Vec<String> =

@@ -8,7 +8,6 @@ use plurality_common::{
     seed::{Purpose, stream},
     trainer::TrainerSpec,
 };
-use tch::{Device, Tensor};
 
 use super::{
     augment::{Sample, Shift, write_samples, write_shifted},
@@ -68,7 +67,6 @@ pub struct Batches {
     samples: Vec<Sample>,
     pixels: Vec<f32>,
     labels: Vec<u8>,
-    classes: Vec<i64>,
 }
 
 impl Batches {
@@ -83,7 +81,6 @@ impl Batches {
             samples: Vec::new(),
             pixels: Vec::new(),
             labels: Vec::new(),
-            classes: Vec::new(),
         }
     }
 
@@ -107,17 +104,6 @@ impl Batches {
             self.labels.push(dataset.train_labels.0[image]);
         }
         (&self.pixels, &self.labels)
-    }
-
-    /// Returns what [`Batches::fill`] writes as tensors: images `[n, 1, rows, columns]` f32 in 0..1 and labels `[n]` i64.
-    pub fn batch(&mut self, dataset: &Dataset, step: u64, positions: &[u32], device: Device) -> (Tensor, Tensor) {
-        self.fill(dataset, step, positions);
-        self.classes.clear();
-        self.classes.extend(self.labels.iter().map(|label| i64::from(*label)));
-        let Images { rows, columns, .. } = dataset.train_images;
-        let shape = [positions.len() as i64, 1, rows as i64, columns as i64];
-        let images = Tensor::from_slice(&self.pixels).view(shape).to_device(device);
-        (images, Tensor::from_slice(&self.classes).to_device(device))
     }
 }
 
@@ -145,7 +131,6 @@ fn check_size(
 #[cfg(test)]
 mod tests {
     use plurality_common::recipe::Distortion;
-    use tch::Kind;
 
     use super::*;
     use crate::testing;
@@ -170,18 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_the_shapes_kinds_and_labels_of_its_positions() {
+    fn a_batch_has_the_shape_and_labels_of_its_positions() {
         let mut batches = batches(Augmentation::OnePixelShiftFixed, Some(DISTORTION), 1, 0);
         let dataset = testing::dataset();
         let (pixels, labels) = batches.fill(&dataset, 0, &[0, 5, 24, 119]);
         assert_eq!((pixels.len(), labels), (4 * 144, &[0, 1, 1, 2][..]));
         assert!(pixels.iter().all(|value| (0.0..=1.0).contains(value)));
-        let pixels = pixels.to_vec();
-        let (images, labels) = batches.batch(&dataset, 0, &[0, 5, 24, 119], Device::Cpu);
-        assert_eq!((images.size(), images.kind()), (vec![4, 1, 12, 12], Kind::Float));
-        assert_eq!((labels.size(), labels.kind()), (vec![4], Kind::Int64));
-        assert_eq!(Vec::<f32>::try_from(images.reshape([-1])).unwrap(), pixels);
-        assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [0, 1, 1, 2]);
     }
 
     #[test]

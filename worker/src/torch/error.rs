@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use plurality_common::{attempt::FailureKind, idx::IdxError, recipe::shape::ShapeError};
+use plurality_common::{attempt::FailureKind, idx::IdxError, recipe::shape::ShapeError, snapshot::SnapshotError};
 
 /// Why a training ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,24 @@ pub enum TrainError {
         found: String,
         /// What was looked for and not found.
         reason: &'static str,
+    },
+    /// The engine that was asked for does not know the network.
+    #[error("the fused engine does not know this network")]
+    Engine,
+    /// A snapshot cannot be read.
+    #[error("snapshot cannot be read")]
+    SnapshotFile {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not a snapshot of this training.
+    #[error("snapshot cannot be gone on from")]
+    Snapshot(#[from] SnapshotError),
+    /// A tensor is missing in a snapshot, or is not of the network.
+    #[error("snapshot does not have tensor {name} as the network does")]
+    SnapshotTensor {
+        /// The tensor with its kind.
+        name: String,
     },
     /// The layers do not fit the images.
     #[error("network does not fit the images")]
@@ -135,10 +153,15 @@ impl TrainError {
             | Self::NoRecipe { .. }
             | Self::RecipeFile { .. }
             | Self::Recipe(_)
+            | Self::Engine
             | Self::Shape(_) => FailureKind::Incompatible,
             Self::DatasetFile { .. } | Self::Dataset(_) | Self::DatasetSize { .. } => FailureKind::Dataset,
             Self::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::DiskFull,
-            Self::Output { .. } | Self::Panic { .. } => FailureKind::Internal,
+            Self::Output { .. }
+            | Self::SnapshotFile { .. }
+            | Self::Snapshot(_)
+            | Self::SnapshotTensor { .. }
+            | Self::Panic { .. } => FailureKind::Internal,
         }
     }
 

@@ -5,13 +5,16 @@
 
 mod arithmetic;
 mod augment;
+mod autograd;
 mod bench;
 mod class;
 mod clock;
+mod course;
 mod data;
 mod distort;
 mod dropout;
 mod elastic;
+mod engine;
 mod error;
 mod evaluate;
 mod gpu;
@@ -22,6 +25,7 @@ mod order;
 mod output;
 mod parameters;
 mod pipe;
+mod resume;
 mod schedule;
 #[cfg(test)]
 mod testing;
@@ -30,10 +34,12 @@ mod train;
 use std::{panic, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use plurality_common::trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec};
+use plurality_common::trainer::{TrainerEvent, TrainerSpec};
 use tch::{Cuda, Device};
 
+use engine::EngineChoice;
 use error::TrainError;
+use train::Target;
 
 /// Most characters of a panic that go into a report; all of it is in the log.
 const PANIC_TEXT_MAX: usize = 300;
@@ -60,6 +66,9 @@ struct Arguments {
     /// Device of --check and --bench.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Which engine --bench measures.
+    #[arg(long, value_enum, default_value = "auto")]
+    engine: EngineChoice,
     /// Threads of --check and --bench.
     #[arg(long, default_value_t = 1)]
     threads: u32,
@@ -98,20 +107,15 @@ fn check(arguments: &Arguments) -> Result<(), TrainError> {
 fn measure(recipe: &str, arguments: &Arguments) -> Result<(), TrainError> {
     set_threads(arguments.threads);
     let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.0, 86_400.0));
-    bench::bench(recipe, arguments.batch, duration, &arguments.data, device(&arguments.device)?)
+    let device = device(&arguments.device)?;
+    let target = Target { device, threads: arguments.threads, engine: arguments.engine };
+    bench::bench(recipe, arguments.batch, duration, &arguments.data, target)
 }
 
 fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {
     set_threads(spec.threads);
     let device = device(&spec.device)?;
     let dataset = data::Dataset::read(spec)?;
-    pipe::send(&TrainerEvent::Started {
-        format: TRAINER_FORMAT.to_owned(),
-        class: class::determinism_class(device, spec.threads),
-        steps_total: spec.recipe.steps_total(),
-        epochs_total: spec.recipe.training.epochs,
-        resumed_step: 0,
-    });
     train::train(spec, &dataset, device, &mut |event| pipe::send(&event))
 }
 

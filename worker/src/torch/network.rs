@@ -161,7 +161,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::{data::scaled, testing};
+    use crate::{data::scaled, parameters::evaluated, testing};
 
     /// Every kind of layer, odd sizes, stride and padding.
     const ALL_LAYERS: &str = r#"
@@ -251,8 +251,9 @@ mod tests {
     #[test]
     fn dropout_scaled_in_evaluation_stores_weights_times_the_share_kept_and_biases_as_they_are() {
         let (plan, parameters, _) = testing::network(&testing::recipe(testing::DROPOUT_LAYERS), 1);
-        let trained = parameters.evaluated(&plan, DropoutScaling::Training);
-        let scaled = parameters.evaluated(&plan, DropoutScaling::Evaluation);
+        let weights = || parameters.weights_of(&parameters.flat);
+        let trained = evaluated(weights(), &plan, DropoutScaling::Training);
+        let scaled = evaluated(weights(), &plan, DropoutScaling::Evaluation);
         for (name, share) in [("fc1.weight", 0.5), ("fc2.weight", 0.75)] {
             let halved: Vec<f32> = trained.0[name].values.iter().map(|value| value * share).collect();
             assert_eq!(scaled.0[name].values, halved, "{name}");

@@ -3,10 +3,14 @@
 //! An update is a few passes over memory that does not fit the caches, so it goes portion by portion: the first pass
 //! brings a portion of values, state and gradient into the cache, the others find it there.
 
-use plurality_common::recipe::{Optimiser, Recipe};
+use plurality_common::{
+    recipe::{Optimiser, Recipe},
+    weights::{self, Weights},
+};
+use plurality_worker::fused::Kept;
 use tch::{Tensor, no_grad_guard};
 
-use super::parameters::{Parameters, Role};
+use super::parameters::{Parameters, Role, values};
 
 /// ε of Adam, as Kingma and Ba 2015 propose.
 const ADAM_EPSILON: f64 = 1e-8;
@@ -36,6 +40,12 @@ struct Portion {
     squares: Tensor,
     /// Whether weight decay pulls at these values.
     is_decayed: bool,
+}
+
+impl Portion {
+    fn state(&self, kept: Kept) -> &Tensor {
+        if kept == Kept::Squares { &self.squares } else { &self.means }
+    }
 }
 
 /// Numbers of one step, as tensors `[]` where LibTorch's in-place operators want tensors.
@@ -96,6 +106,51 @@ impl Updater {
                 }
                 update(&self.settings, portion, &mut gradient, &factors);
             }
+        }
+    }
+
+    /// Sets how many steps were taken, for Adam's corrections.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = i32::try_from(steps).unwrap_or(i32::MAX);
+    }
+
+    /// Returns what is remembered of the gradients under the names of `parameters`; nothing if this optimiser does not.
+    ///
+    /// The means are the velocity times (1 − μ), or Adam's first moment; squares are Adam's second.
+    pub fn tensors(&self, parameters: &Parameters, kept: Kept) -> Weights {
+        if !self.keeps(kept) {
+            return Weights::default();
+        }
+        let tensors = parameters.trained().zip(&self.tensors).map(|((_, entry), portions)| {
+            let values = portions.iter().flat_map(|portion| values(portion.state(kept))).collect();
+            (
+                entry.name.clone(),
+                weights::Tensor { shape: entry.shape.iter().map(|&edge| edge as usize).collect(), values },
+            )
+        });
+        Weights(tensors.collect())
+    }
+
+    /// Takes over what [`Updater::tensors`] returned.
+    pub fn set_tensors(&mut self, parameters: &Parameters, kept: Kept, tensors: &Weights) {
+        let _guard = no_grad_guard();
+        if !self.keeps(kept) {
+            return;
+        }
+        for ((_, entry), portions) in parameters.trained().zip(&self.tensors) {
+            let Some(tensor) = tensors.0.get(&entry.name) else { continue };
+            for portion in portions {
+                let values = &tensor.values[portion.first as usize..][..portion.length as usize];
+                portion.state(kept).shallow_clone().copy_(&Tensor::from_slice(values));
+            }
+        }
+    }
+
+    fn keeps(&self, kept: Kept) -> bool {
+        match (kept, &self.settings) {
+            (Kept::Means, Optimiser::Sgd { momentum, .. }) => *momentum > 0.0,
+            (Kept::Means | Kept::Squares, Optimiser::Adam { .. }) => true,
+            (Kept::Squares, Optimiser::Sgd { .. }) | (Kept::Values | Kept::Averages, _) => false,
         }
     }
 

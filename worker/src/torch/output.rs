@@ -26,7 +26,7 @@ pub fn write(spec: &TrainerSpec, weights: &Weights, predictions: &Predictions) -
 }
 
 /// Writes beside, syncs, renames, syncs the folder.
-fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(format!("{name}.unfinished"));
     let mut file = File::create(&unfinished)?;
     file.write_all(bytes)?;

@@ -6,7 +6,7 @@ use plurality_common::{
     recipe::{DropoutScaling, Layer, shape::Plan},
     weights::{self, Weights},
 };
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 /// What a tensor is for, which decides whether it is trained and whether weight decay pulls at it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,6 +27,8 @@ pub struct Entry {
     pub shape: Vec<i64>,
     /// What it is for.
     pub role: Role,
+    /// Where it begins in the flat buffer.
+    offset: i64,
     /// View of the flat buffer; a leaf that gradients are taken of, unless it is [`Role::Running`].
     pub tensor: Tensor,
 }
@@ -64,7 +66,8 @@ impl Parameters {
         let entries = plan.tensors.iter().zip(roles).zip(offsets).map(|((spec, role), offset)| {
             let shape: Vec<i64> = spec.shape.iter().map(|&edge| edge as i64).collect();
             let view = flat.narrow(0, offset, shape.iter().product()).view(shape.as_slice());
-            Entry { name: spec.name.clone(), shape, role, tensor: view.set_requires_grad(role != Role::Running) }
+            let tensor = view.set_requires_grad(role != Role::Running);
+            Entry { name: spec.name.clone(), shape, role, offset, tensor }
         });
         let entries = entries.collect();
         Self { flat, entries }
@@ -83,21 +86,28 @@ impl Parameters {
         self.entries.iter().enumerate().filter(|(_, entry)| entry.role != Role::Running)
     }
 
-    /// Copies the values out as they are evaluated and stored: where dropout doesn't scale in training, the weights of
-    /// the linear layer after it are multiplied by the share of its inputs that was kept.
-    pub fn evaluated(&self, plan: &Plan, scaling: DropoutScaling) -> Weights {
-        let kept = match scaling {
-            DropoutScaling::Training => BTreeMap::new(),
-            DropoutScaling::Evaluation => kept_shares(plan),
-        };
+    /// Copies the tensors out of a buffer laid out as the flat one.
+    pub fn weights_of(&self, flat: &Tensor) -> Weights {
+        let all = values(flat);
         let tensors = self.entries.iter().map(|entry| {
-            let share = kept.get(&entry.name).copied();
-            let tensor = no_grad(|| share.map_or_else(|| entry.tensor.shallow_clone(), |share| &entry.tensor * share));
-            let shape = entry.shape.iter().map(|&edge| edge as usize).collect();
-            (entry.name.clone(), weights::Tensor { shape, values: values(&tensor) })
+            let shape: Vec<usize> = entry.shape.iter().map(|&edge| edge as usize).collect();
+            let values = all[entry.offset as usize..][..shape.iter().product()].to_vec();
+            (entry.name.clone(), weights::Tensor { shape, values })
         });
         Weights(tensors.collect())
     }
+}
+
+/// Returns weights as they are evaluated and stored: where dropout doesn't scale in training, those of the linear layer after
+/// it are multiplied by the share of its inputs that was kept.
+pub fn evaluated(mut weights: Weights, plan: &Plan, scaling: DropoutScaling) -> Weights {
+    if scaling == DropoutScaling::Evaluation {
+        for (name, share) in kept_shares(plan) {
+            let tensor = weights.0.get_mut(&name).expect("weights hold every tensor of their plan");
+            tensor.values.iter_mut().for_each(|value| *value *= share as f32);
+        }
+    }
+    weights
 }
 
 /// Copies a tensor of any shape into a vector, in row-major order.

@@ -1,176 +1,220 @@
-//! One member's training, from first weights to the two result files.
+//! One member's training, from first weights or a snapshot to the two result files.
 
 use std::time::{Duration, Instant};
 
 use plurality_common::{
     recipe::{
-        Recipe,
+        Keep, Recipe,
         shape::{self, Plan},
     },
-    trainer::{TrainerEvent, TrainerSpec},
+    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+    weights::Weights,
 };
-use tch::{Device, Kind, Tensor, no_grad};
+use plurality_worker::fused::Kept;
+use tch::Device;
 
 use super::{
-    clock::cpu_time,
+    class,
+    course::Course,
     data::{Batches, Dataset, scaled},
     dropout::Masks,
+    engine::{self, Batch, Engine, EngineChoice},
     error::TrainError,
-    evaluate, init,
-    network::{Mode, Network, dropout_layers},
-    optimiser::Updater,
+    evaluate::{self, Scores},
+    init,
+    network::dropout_layers,
     order, output,
-    parameters::Parameters,
+    parameters::evaluated,
+    resume::Snapshots,
     schedule,
 };
 
 /// Time between two reports within a pass.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// On what to train.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Processor or GPU.
+    pub device: Device,
+    /// Threads of one operation.
+    pub threads: u32,
+    /// Which engine.
+    pub engine: EngineChoice,
+}
+
 /// Trains one member; `report` gets every event between start and end.
 ///
 /// # Errors
-/// When dataset or device are unusable, the loss leaves the finite numbers, or the results cannot be written.
+/// When dataset or device are unusable, the loss leaves the finite numbers, or a file cannot be written.
 pub fn train(
     spec: &TrainerSpec,
     dataset: &Dataset,
     device: Device,
     report: &mut dyn FnMut(TrainerEvent),
 ) -> Result<TrainerEvent, TrainError> {
-    let (started, cpu_started) = (Instant::now(), cpu_time());
     let recipe = &spec.recipe;
-    let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, device)?;
+    let target = Target { device, threads: spec.threads, engine: EngineChoice::Auto };
+    let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, target)?;
+    let class = class::determinism_class(device, spec.threads);
+    let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name());
+    let mut course = snapshots.resume(&mut trainer, report);
+    report(TrainerEvent::Started {
+        format: TRAINER_FORMAT.to_owned(),
+        class,
+        steps_total: recipe.steps_total(),
+        epochs_total: recipe.training.epochs,
+        resumed_step: trainer.step,
+    });
     let mut reporter = Reporter::new();
-    let mut validation_accuracy = None;
-    for epoch in 0..recipe.training.epochs {
+    while trainer.step < recipe.steps_total() && !course.is_over(&recipe.training) {
+        let epoch = trainer.epoch();
         let order = order::of_pass(recipe, spec.run_seed, spec.member, epoch);
-        for positions in order.chunks(recipe.training.batch as usize) {
+        for positions in order.chunks(recipe.training.batch as usize).skip(trainer.steps_into_pass()) {
             trainer.step(positions);
             reporter.count(positions.len());
-            if reporter.is_due() {
-                report(reporter.report(&mut trainer, epoch, None)?);
+            // What is due after the last step of a pass waits for its validation.
+            if trainer.steps_into_pass() > 0 && reporter.is_due() {
+                reporter.measure(&mut trainer)?;
+                report(reporter.event(&trainer, epoch, None));
+                snapshots.write_if_due(&trainer, &course, report)?;
             }
         }
-        reporter.stop();
-        trainer.check_loss(reporter.mean_loss)?;
-        validation_accuracy = trainer.validate();
-        report(reporter.report(&mut trainer, epoch + 1, validation_accuracy)?);
+        reporter.measure(&mut trainer)?;
+        let scores = trainer.validate();
+        course.end_pass(&recipe.training, scores, || trainer.kept_weights());
+        report(reporter.event(&trainer, epoch + 1, scores.map(|scores| scores.accuracy)));
+        snapshots.write_if_due(&trainer, &course, report)?;
     }
-    let weights = trainer.parameters.evaluated(&trainer.plan, recipe.network.dropout_scaling);
-    for (name, tensor) in &weights.0 {
-        if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
-            return Err(trainer.numeric(name.clone(), f64::from(*value), reporter.mean_loss));
-        }
-    }
-    let finished = Parameters::new(&trainer.plan, &weights, device);
-    let test = &dataset.test_images;
-    let shape = [test.rows, test.columns];
-    let predictions = evaluate::predictions(&trainer.network, &finished, &scaled(test, 0..test.count), shape)?;
-    output::write(spec, &weights, &predictions)?;
+    let validation_accuracy = course.accuracy(recipe.training.keep);
+    finish(spec, &mut trainer, course, reporter.mean_loss)?;
+    let spent = snapshots.spent();
     Ok(TrainerEvent::Finished {
         validation_accuracy,
-        train_seconds: started.elapsed().as_secs_f64(),
-        train_cpu_seconds: (cpu_time() - cpu_started).as_secs_f64(),
+        train_seconds: spent.seconds,
+        train_cpu_seconds: spent.cpu_seconds,
     })
+}
+
+/// Predicts the test images with the weights that the recipe keeps, and writes both.
+fn finish(
+    spec: &TrainerSpec,
+    trainer: &mut Trainer<'_>,
+    course: Course,
+    last_finite: Option<f64>,
+) -> Result<(), TrainError> {
+    let kept = match spec.recipe.training.keep {
+        Keep::Last => trainer.kept_weights(),
+        Keep::BestValidation => course.into_best().expect("every pass was validated, and one of them was the best"),
+    };
+    let weights = evaluated(kept.clone(), &trainer.plan, spec.recipe.network.dropout_scaling);
+    for (name, tensor) in &weights.0 {
+        if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
+            return Err(trainer.numeric(name.clone(), f64::from(*value), last_finite));
+        }
+    }
+    trainer.engine.set_tensors(Kept::Values, &kept);
+    let test = &trainer.dataset.test_images;
+    let logits = trainer.engine.logits(&scaled(test, 0..test.count), false);
+    output::write(spec, &weights, &evaluate::predictions(&logits, spec.recipe.classes())?)
 }
 
 /// Everything that a step needs; what a step does depends on seed and step number alone.
 pub struct Trainer<'a> {
     recipe: &'a Recipe,
     dataset: &'a Dataset,
-    device: Device,
-    plan: Plan,
-    parameters: Parameters,
-    network: Network,
-    updater: Updater,
-    masks: Masks,
-    mask_values: Vec<f32>,
-    batches: Batches,
+    /// The network's shape.
+    pub plan: Plan,
+    /// What computes.
+    pub engine: Box<dyn Engine>,
     /// Steps done.
-    step: u64,
+    pub step: u64,
+    masks: Masks,
+    /// One for each dropout layer, reused from step to step.
+    mask_values: Vec<Vec<f32>>,
+    batches: Batches,
     /// Learning rate of the last step.
     rate: f64,
-    /// Sum of the losses since the last report, `[]` f32 on the device: reading it would wait for the device.
-    loss_sum: Tensor,
 }
 
 impl<'a> Trainer<'a> {
     /// Draws the first weights and sets everything else to its beginning.
+    ///
+    /// # Errors
+    /// When the network does not fit the images, or the engine asked for does not know it.
     pub fn new(
         recipe: &'a Recipe,
         run_seed: u64,
         member: u32,
         dataset: &'a Dataset,
-        device: Device,
+        target: Target,
     ) -> Result<Self, TrainError> {
-        let plan = shape::plan(recipe, dataset.train_images.shape())?;
+        let shape = dataset.train_images.shape();
+        let plan = shape::plan(recipe, shape)?;
         let weights = init::first_weights(recipe, &plan, run_seed, member);
-        let parameters = Parameters::new(&plan, &weights, device);
+        let engine = engine::choose(target, recipe, &plan, shape, &weights).ok_or(TrainError::Engine)?;
         Ok(Self {
             recipe,
             dataset,
-            device,
-            network: Network::new(&plan, &parameters),
-            updater: Updater::new(recipe, &parameters),
             plan,
-            parameters,
+            engine,
+            step: 0,
             masks: Masks::new(recipe, run_seed, member),
             mask_values: Vec::new(),
             batches: Batches::new(recipe, run_seed, member, dataset),
-            step: 0,
             rate: 0.0,
-            loss_sum: Tensor::zeros([], (Kind::Float, device)),
         })
     }
 
     /// Takes one step on the images at `positions` of the pass.
     pub fn step(&mut self, positions: &[u32]) {
-        let (images, labels) = self.batches.batch(self.dataset, self.step, positions, self.device);
-        let masks = self.draw_masks(positions.len());
-        let logits = self.network.forward(&self.parameters, &images, Mode::Training { masks: &masks });
-        let loss = logits.cross_entropy_for_logits(&labels);
-        let leaves: Vec<&Tensor> = self.parameters.trained().map(|(_, entry)| &entry.tensor).collect();
-        let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
+        self.draw_masks(positions.len());
+        let (pixels, labels) = self.batches.fill(self.dataset, self.step, positions);
         self.rate = schedule::rate(self.recipe, self.step);
-        self.updater.step(gradients, self.rate);
-        self.loss_sum = no_grad(|| &self.loss_sum + loss.detach());
+        self.engine.step(Batch { pixels, labels, masks: &self.mask_values }, self.rate);
+        let decay = self.recipe.training.ema_decay;
+        if decay > 0.0 {
+            // Early averages would be of little but the first weights.
+            let steps = self.step as f64;
+            self.engine.average(decay.min((1.0 + steps) / (10.0 + steps)));
+        }
         self.step += 1;
     }
 
-    fn draw_masks(&mut self, images: usize) -> Vec<Tensor> {
+    fn draw_masks(&mut self, images: usize) {
         let layers = dropout_layers(&self.plan);
-        let mut masks = Vec::with_capacity(layers.len());
-        for (layer, (rate, shape)) in layers.into_iter().enumerate() {
-            self.mask_values.resize(images * shape.values(), 0.0);
-            self.masks.fill(layer as u32, self.step, rate, &mut self.mask_values);
-            let mut size = vec![images as i64];
-            match shape {
-                shape::Shape::Spatial { channels, rows, columns } => {
-                    size.extend([channels as i64, rows as i64, columns as i64]);
-                }
-                shape::Shape::Flat { features } => size.push(features as i64),
-            }
-            masks.push(Tensor::from_slice(&self.mask_values).view(size.as_slice()).to_device(self.device));
+        self.mask_values.resize_with(layers.len(), Vec::new);
+        for (layer, ((rate, shape), mask)) in layers.into_iter().zip(&mut self.mask_values).enumerate() {
+            mask.resize(images * shape.values(), 0.0);
+            self.masks.fill(layer as u32, self.step, rate, mask);
         }
-        masks
     }
 
-    /// Returns the accuracy on the validation images of the weights as they would be stored now.
-    fn validate(&self) -> Option<f64> {
+    fn epoch(&self) -> u32 {
+        u32::try_from(self.step / self.recipe.steps_per_epoch()).expect("passes are counted in 32 bits")
+    }
+
+    fn steps_into_pass(&self) -> usize {
+        (self.step % self.recipe.steps_per_epoch()) as usize
+    }
+
+    fn uses_averages(&self) -> bool {
+        self.recipe.training.ema_decay > 0.0
+    }
+
+    /// Returns the weights that would be kept now: the averages if the recipe has them, not yet scaled for evaluation.
+    fn kept_weights(&self) -> Weights {
+        self.engine.tensors(if self.uses_averages() { Kept::Averages } else { Kept::Values })
+    }
+
+    /// Scores the weights that would be kept now on the validation images.
+    fn validate(&mut self) -> Option<Scores> {
         if self.recipe.data.validation == 0 {
             return None;
         }
-        let weights = self.parameters.evaluated(&self.plan, self.recipe.network.dropout_scaling);
-        let parameters = Parameters::new(&self.plan, &weights, self.device);
+        let uses_averages = self.uses_averages();
         let (pixels, labels) = self.dataset.validation(self.recipe);
-        let shape = [self.dataset.train_images.rows, self.dataset.train_images.columns];
-        Some(evaluate::accuracy(&self.network, &parameters, &pixels, shape, labels))
-    }
-
-    /// Ends the training when a loss since the last report was NaN or infinite.
-    fn check_loss(&self, last_finite: Option<f64>) -> Result<(), TrainError> {
-        let sum = self.loss_sum.double_value(&[]);
-        if sum.is_finite() { Ok(()) } else { Err(self.numeric("loss".to_owned(), sum, last_finite)) }
+        Some(evaluate::scores(&self.engine.logits(&pixels, uses_averages), labels))
     }
 
     fn numeric(&self, what: String, value: f64, last_finite: Option<f64>) -> TrainError {
@@ -181,17 +225,17 @@ impl<'a> Trainer<'a> {
 /// What happened since the last report.
 struct Reporter {
     since: Instant,
-    /// Time of the steps, once the last of a pass is done: validation is not training.
-    stopped: Option<Duration>,
     images: usize,
     steps: usize,
-    /// Mean loss of the last report.
+    /// Mean loss of the last measurement.
     mean_loss: Option<f64>,
+    /// Of the last measurement.
+    images_per_second: f64,
 }
 
 impl Reporter {
     fn new() -> Self {
-        Self { since: Instant::now(), stopped: None, images: 0, steps: 0, mean_loss: None }
+        Self { since: Instant::now(), images: 0, steps: 0, mean_loss: None, images_per_second: 0.0 }
     }
 
     fn count(&mut self, images: usize) {
@@ -203,31 +247,34 @@ impl Reporter {
         self.since.elapsed() >= REPORT_INTERVAL
     }
 
-    fn stop(&mut self) {
-        self.stopped = Some(self.since.elapsed());
+    /// Measures what was counted and begins anew.
+    ///
+    /// # Errors
+    /// When a loss since the last time was NaN or infinite.
+    fn measure(&mut self, trainer: &mut Trainer<'_>) -> Result<(), TrainError> {
+        let sum = trainer.engine.take_loss();
+        if !sum.is_finite() {
+            return Err(trainer.numeric("loss".to_owned(), sum, self.mean_loss));
+        }
+        if self.steps > 0 {
+            let spent = self.since.elapsed().as_secs_f64();
+            self.mean_loss = Some(sum / self.steps as f64);
+            self.images_per_second = if spent > 0.0 { self.images as f64 / spent } else { 0.0 };
+        }
+        (self.images, self.steps, self.since) = (0, 0, Instant::now());
+        Ok(())
     }
 
-    fn report(
-        &mut self,
-        trainer: &mut Trainer,
-        epoch: u32,
-        validation_accuracy: Option<f64>,
-    ) -> Result<TrainerEvent, TrainError> {
-        trainer.check_loss(self.mean_loss)?;
-        if self.steps > 0 {
-            self.mean_loss = Some(trainer.loss_sum.double_value(&[]) / self.steps as f64);
-        }
-        let spent = self.stopped.unwrap_or_else(|| self.since.elapsed()).as_secs_f64();
-        let event = TrainerEvent::Progress {
+    fn event(&mut self, trainer: &Trainer<'_>, epoch: u32, validation_accuracy: Option<f64>) -> TrainerEvent {
+        // What went by since the measurement, a validation perhaps, is not training.
+        self.since = Instant::now();
+        TrainerEvent::Progress {
             step: trainer.step,
             epoch,
             loss: self.mean_loss.unwrap_or(0.0),
-            images_per_second: if spent > 0.0 { self.images as f64 / spent } else { 0.0 },
+            images_per_second: self.images_per_second,
             validation_accuracy,
-        };
-        let _ = trainer.loss_sum.zero_();
-        *self = Self { mean_loss: self.mean_loss, ..Self::new() };
-        Ok(event)
+        }
     }
 }
 
