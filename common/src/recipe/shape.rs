@@ -519,7 +519,7 @@ mod tests {
 
     #[test]
     fn splits_must_not_overlap() {
-        let recipe = builtin::by_name("lecture-dropout").unwrap();
+        let recipe = builtin::by_name("dropout").unwrap();
         assert!(recipe.check_fits(60_000, MNIST).is_ok());
         assert_eq!(
             recipe.check_fits(59_999, MNIST).unwrap_err().to_string(),

@@ -79,7 +79,7 @@ mod tests {
     use crate::testing;
 
     fn weights(initialisation: Initialisation, member: u32) -> Weights {
-        let mut recipe = builtin::by_name("lecture-dropout").unwrap();
+        let mut recipe = builtin::by_name("dropout").unwrap();
         recipe.initialisation = initialisation;
         let plan = shape::plan(&recipe, shape::InputShape { rows: 28, columns: 28 }).unwrap();
         first_weights(&recipe, &plan, 1, member)
