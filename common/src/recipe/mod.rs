@@ -410,3 +410,24 @@ impl Recipe {
         self.steps_per_epoch() * u64::from(self.training.epochs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lectures_penalty_is_divided_by_the_mini_batches_of_a_pass() {
+        let check = |augmentation, optimiser, expected: f64| {
+            let mut recipe = builtin::by_name("dropout").unwrap();
+            recipe.data.augmentation = augmentation;
+            recipe.optimiser = optimiser;
+            let found = recipe.weight_decay();
+            assert!((found / expected - 1.0).abs() < 1e-12, "{found}, expected {expected}");
+        };
+        let sgd = |weight_decay, l2| Optimiser::Sgd { momentum: 0.0, nesterov: false, weight_decay, l2 };
+        check(Augmentation::None, sgd(0.0, 0.1), 2e-5);
+        check(Augmentation::OnePixelShiftFixed, sgd(0.0, 0.1), 4e-6);
+        check(Augmentation::None, sgd(0.5, 0.0), 0.5);
+        check(Augmentation::None, Optimiser::Adam { beta1: 0.9, beta2: 0.999, weight_decay: 1e-4, l2: 0.1 }, 1.2e-4);
+    }
+}

@@ -394,6 +394,23 @@ keep = "best-validation"
     }
 
     #[test]
+    fn newer_keys_at_their_defaults_are_not_written() {
+        let newer = ["l2 = 0.5", "label-smoothing = 0.125", "ema-decay = 0.75", "keep = \"best-validation\""];
+        let defaults = ["l2 = 0", "label-smoothing = 0.0", "ema-decay = 0", "keep = \"last\""];
+        let mut text = FULL.replace("early-stopping = { patience = 7, by = \"cost\" }\n", "");
+        let mut without = text.clone();
+        for (key, default) in newer.into_iter().zip(defaults) {
+            text = text.replace(key, default);
+            without = without.replace(key, "");
+        }
+        let json = recipe_from_toml("my.toml", &text).unwrap().to_canonical_json();
+        assert_eq!(json, recipe_from_toml("my.toml", &without).unwrap().to_canonical_json());
+        assert!(
+            json.ends_with(r#""training":{"epochs":3,"batch":10,"order":"once-per-run","dropout-masks":"one-seed"}}"#)
+        );
+    }
+
+    #[test]
     fn unknown_keys_are_refused_by_name() {
         check(&[
             (
@@ -479,6 +496,29 @@ keep = "best-validation"
             ("1e-4", "-inf", "my.toml:22: optimiser.weight-decay is -inf, expected a finite number"),
             ("1e-4", "-1e-4", "my.toml:22: optimiser.weight-decay is -0.0001, expected a number of at least 0"),
             ("peak = 0.1", "peak = 0", "my.toml:26: schedule.peak is 0, expected a number above 0"),
+            ("l2 = 0.5", "l2 = -0.5", "my.toml:23: optimiser.l2 is -0.5, expected a number of at least 0"),
+            ("smoothing = 0.125", "smoothing = 1", &format!("my.toml:33: training.label-smoothing is 1, {share}")),
+            ("decay = 0.75", "decay = 1.0", &format!("my.toml:34: training.ema-decay is 1.0, {share}")),
+            (
+                "= 7",
+                "= 0",
+                "my.toml:35: training.early-stopping.patience is 0, expected a whole number from 1 to 10000",
+            ),
+            (
+                "\"cost\"",
+                "\"loss\"",
+                "my.toml:35: training.early-stopping.by is \"loss\", expected one of \"accuracy\", \"cost\"",
+            ),
+            (
+                "\"best-validation\"",
+                "\"best\"",
+                "my.toml:36: training.keep is \"best\", expected one of \"last\", \"best-validation\"",
+            ),
+            (
+                "{ kind = \"batch-norm\" }",
+                "{ kind = \"l2-pool\", size = 9 }",
+                "my.toml:13: network.layers[2].size is 9, expected a whole number from 2 to 8",
+            ),
             ("true", "\"yes\"", "my.toml:21: optimiser.nesterov is \"yes\", expected true or false"),
             (
                 "\"cosine\"",
@@ -487,6 +527,40 @@ keep = "best-validation"
             ),
         ];
         check(&cases);
+    }
+
+    #[test]
+    fn every_kind_of_schedule_has_its_ranges() {
+        let check = |schedule: &str, expected: &str| {
+            let found = complaint("kind = \"cosine\"\npeak = 0.1\nwarmup = 0.25", schedule);
+            assert_eq!(found, expected, "{schedule}");
+        };
+        let share = "expected a number from 0 to below 1";
+        check("kind = \"constant\"\nrate = 0.1\nwarmup = 1", &format!("my.toml:27: schedule.warmup is 1, {share}"));
+        for factor in ["0", "1.5"] {
+            check(
+                &format!("kind = \"step\"\nrate = 0.1\nevery = 2\nfactor = {factor}"),
+                &format!("my.toml:28: schedule.factor is {factor}, expected a number above 0 and at most 1"),
+            );
+        }
+        check(
+            "kind = \"step\"\nrate = 0.1\nfactor = 0.5\nevery = 0",
+            "my.toml:28: schedule.every is 0, expected a whole number from 1 to 10000",
+        );
+        check(
+            "kind = \"step\"\nrate = 0.1\nfactor = 0.5\nevery = 1\nwarmup = -0.5",
+            &format!("my.toml:29: schedule.warmup is -0.5, {share}"),
+        );
+        for (start, end, wrong) in [("1", "0.5", "start is 1"), ("0.5", "-0.5", "end is -0.5")] {
+            check(
+                &format!("kind = \"one-cycle\"\npeak = 0.1\nwarmup = 0.3\nstart = {start}\nend = {end}"),
+                &format!("my.toml:{}: schedule.{wrong}, {share}", if start == "1" { 28 } else { 29 }),
+            );
+        }
+        check(
+            "kind = \"one-cycle\"\npeak = 0.1\nwarmup = 0.3\nstart = 0.1\n",
+            &format!("my.toml:24: key schedule.end is missing, {share}"),
+        );
     }
 
     #[test]
@@ -501,6 +575,10 @@ keep = "best-validation"
         assert_eq!(
             recipe_from_toml("my.toml", &data).unwrap_err().to_string(),
             "my.toml:5: data is 3, expected a table with the keys train, validation, augmentation, distortion"
+        );
+        assert_eq!(
+            complaint("{ patience = 7, by = \"cost\" }", "7"),
+            "my.toml:35: training.early-stopping is 7, expected a table with the keys patience, by"
         );
         assert!(complaint("{ kind = \"batch-norm\" }", "\"batch-norm\"").starts_with(
             "my.toml:13: network.layers[2] is \"batch-norm\", expected a table whose key kind is one of \"conv\", "
@@ -541,7 +619,22 @@ keep = "best-validation"
                 "batch = 101",
                 "my.toml:30: training.batch is 101, expected at most the images of a pass, 100",
             ),
+            (
+                "validation = 10",
+                "validation = 0",
+                "my.toml:35: training.early-stopping is a table, expected no early stopping without validation images",
+            ),
         ]);
+    }
+
+    #[test]
+    fn the_best_validated_weights_cannot_be_kept_without_validation_images() {
+        let text = FULL.replace("validation = 10", "validation = 0");
+        let text = text.replace("early-stopping = { patience = 7, by = \"cost\" }\n", "");
+        assert_eq!(
+            recipe_from_toml("my.toml", &text).unwrap_err().to_string(),
+            "my.toml:35: training.keep is \"best-validation\", expected \"last\" without validation images"
+        );
     }
 
     #[test]
