@@ -19,6 +19,8 @@ mod error;
 mod evaluate;
 mod gpu;
 mod init;
+#[cfg(test)]
+mod lecture;
 mod network;
 mod optimiser;
 mod order;

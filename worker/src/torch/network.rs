@@ -157,7 +157,9 @@ impl Operation {
 
 #[cfg(test)]
 mod tests {
-    use plurality_common::recipe::DropoutScaling;
+    use std::collections::BTreeSet;
+
+    use plurality_common::recipe::{DropoutScaling, layer_kinds};
     use tch::Kind;
 
     use super::*;
@@ -171,10 +173,13 @@ mod tests {
 { kind = "conv", filters = 6, kernel = 2 },
 { kind = "max-pool", size = 2 },
 { kind = "sigmoid" },
+{ kind = "l2-pool", size = 2 },
 { kind = "dropout", rate = 0.25 },
 { kind = "linear", outputs = 8 },
 { kind = "batch-norm" },
 { kind = "relu" },
+{ kind = "linear", outputs = 8 },
+{ kind = "scaled-tanh" },
 { kind = "dropout", rate = 0.5 },
 { kind = "linear", outputs = 3 },
 "#;
@@ -195,9 +200,12 @@ mod tests {
 
     #[test]
     fn images_become_one_row_of_logits_each() {
-        let (plan, parameters, network) = testing::network(&testing::recipe(ALL_LAYERS), 1);
+        let recipe = testing::recipe(ALL_LAYERS);
+        let used: BTreeSet<_> = recipe.network.layers.iter().map(Layer::kind).collect();
+        assert_eq!(used, layer_kinds().collect(), "the recipe must have every kind of layer");
+        let (plan, parameters, network) = testing::network(&recipe, 1);
         let masks = full_masks(&plan, 4);
-        assert_eq!(masks.iter().map(Tensor::size).collect::<Vec<_>>(), [vec![4, 6, 2, 2], vec![4, 8]]);
+        assert_eq!(masks.iter().map(Tensor::size).collect::<Vec<_>>(), [vec![4, 6, 1, 1], vec![4, 8]]);
         for mode in [Mode::Training { masks: &masks }, Mode::Evaluation] {
             assert_eq!(network.forward(&parameters, &images(4), mode).size(), [4, 3]);
         }
@@ -246,6 +254,34 @@ mod tests {
         let pooled = pooled.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false) + b1.tensor.view([1, -1, 1, 1]);
         let logits = pooled.sigmoid().view([4, -1]).linear(&w2.tensor, Some(&b2.tensor));
         testing::assert_close(&network.forward(&parameters, &images(4), Mode::Evaluation), &logits, 1e-6);
+    }
+
+    /// Values and gradients of a layer without tensors, the gradient of the sum of its values.
+    fn values_and_gradients(layer: &Operation, input: &Tensor) -> [Tensor; 2] {
+        let (_, none, _) = testing::network(&testing::recipe("{ kind = \"linear\", outputs = 3 },"), 1);
+        let input = input.set_requires_grad(true);
+        let values = layer.forward(&none, &input, Mode::Training { masks: &[] });
+        let gradients = Tensor::run_backward(&[values.sum(Kind::Float)], &[&input], false, false);
+        [values.detach(), gradients[0].shallow_clone()]
+    }
+
+    #[test]
+    fn l2_pooling_is_a_norm_and_its_gradient_is_finite_where_that_norm_is_zero() {
+        // One window of norm 5, one of zeros, and a border that is dropped.
+        let input = Tensor::from_slice(&[3_f32, 0.0, 0.0, 0.0, 7.0, 0.0, -4.0, 0.0, 0.0, 7.0]).view([1, 1, 2, 5]);
+        let [values, gradients] = values_and_gradients(&Operation::L2Pool { size: 2 }, &input);
+        testing::assert_close(&values, &Tensor::from_slice(&[5_f32, 0.0]).view([1, 1, 1, 2]), 1e-6);
+        let expected = Tensor::from_slice(&[0.6_f32, 0.0, 0.0, 0.0, 0.0, 0.0, -0.8, 0.0, 0.0, 0.0]);
+        testing::assert_close(&gradients, &expected.view([1, 1, 2, 5]), 1e-6);
+    }
+
+    #[test]
+    fn the_scaled_tanh_maps_one_to_one_and_has_lecuns_slope_at_zero() {
+        let input = Tensor::from_slice(&[-1_f32, 0.0, 1.0, 100.0]);
+        let [values, gradients] = values_and_gradients(&Operation::ScaledTanh, &input);
+        // LeCun's constants meet ±1 to within 3e-6.
+        testing::assert_close(&values, &Tensor::from_slice(&[-1_f32, 0.0, 1.0, 1.7159]), 4e-6);
+        assert!((gradients.double_value(&[1]) - 1.7159 * 2.0 / 3.0).abs() < 1e-6);
     }
 
     #[test]

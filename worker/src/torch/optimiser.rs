@@ -233,6 +233,8 @@ mod tests {
         check(&sgd(0.5, false, 0.0), [0.65, 0.65]);
         // 1 − 0.1·(1 + 0.5·1) = 0.85, then − 0.1·(2 + 0.5·2.5).
         check(&sgd(0.5, true, 0.0), [0.525, 0.525]);
+        // 24 images in batches of 7 are 4 steps a pass, so λ = 2 pulls as a decay of 0.5 does.
+        check(&Optimiser::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, l2: 2.0 }, [0.6075, 0.7]);
     }
 
     #[test]
@@ -245,7 +247,9 @@ mod tests {
         let (first, next) = (1.5_f64, 2.45_f64);
         let mean = (0.25 * first + 0.5 * next) / 0.75;
         let square = (0.25 * first * first + 0.5 * next * next) / 0.75;
-        check(&adam(0.5), [0.9 - 0.1 * mean / square.sqrt(), 0.9 - second]);
+        let decayed = [0.9 - 0.1 * mean / square.sqrt(), 0.9 - second];
+        check(&adam(0.5), decayed);
+        check(&Optimiser::Adam { beta1: 0.5, beta2: 0.5, weight_decay: 0.25, l2: 1.0 }, decayed);
     }
 
     #[test]
