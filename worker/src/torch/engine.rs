@@ -157,7 +157,7 @@ mod tests {
             layers += &format!("{{ kind = \"conv\", filters = {filters}, kernel = {kernel} }},\n");
             layers += "{ kind = \"max-pool\", size = 2 },\n";
             layers += &activation(rng);
-            edge = (edge - kernel + 1) / 2;
+            edge = (edge - kernel).div_ceil(2);
         }
         for _ in 0..below(3, rng) {
             if below(2, rng) == 0 {
