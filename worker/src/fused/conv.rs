@@ -120,7 +120,10 @@ impl WithSimd for Forward<'_> {
 
 impl Forward<'_> {
     /// Computes `V` vectors of filters from vector `first` on, at one position.
-    #[expect(clippy::needless_range_loop, reason = "an iterator over the sums would move them from registers to memory")]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "an iterator over the sums would move them from registers to memory"
+    )]
     #[inline(always)]
     fn part<S: Simd, const V: usize>(&mut self, simd: S, position: usize, first: usize) {
         let block = self.block;

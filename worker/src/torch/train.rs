@@ -74,11 +74,14 @@ pub fn train(
             trainer.step(positions);
             reporter.count(positions.len());
             // What is due after the last step of a pass waits for its validation.
-            if trainer.steps_into_pass() > 0 && reporter.is_due() {
+            if trainer.steps_into_pass() == 0 {
+                break;
+            }
+            if reporter.is_due() {
                 reporter.measure(&mut trainer)?;
                 report(reporter.event(&trainer, epoch, None));
-                snapshots.write_if_due(&trainer, &course, report)?;
             }
+            snapshots.write_if_due(&trainer, &course, report)?;
         }
         reporter.measure(&mut trainer)?;
         let scores = trainer.validate();
@@ -280,12 +283,15 @@ impl Reporter {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
 
     use plurality_common::{
         attempt::FailureKind,
         predictions::Predictions,
-        recipe::{Augmentation, DropoutScaling, Optimiser, Order, Schedule},
+        recipe::{Augmentation, DropoutScaling, EarlyStopping, Measure, Optimiser, Order, Schedule},
         trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT},
         weights::Weights,
     };
@@ -293,9 +299,9 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    fn trained(recipe: &Recipe, member: u32) -> (Result<TrainerEvent, TrainError>, Vec<TrainerEvent>, Vec<Vec<u8>>) {
-        let out = tempfile::tempdir().unwrap();
-        let spec = TrainerSpec {
+    /// A specification whose files are never read.
+    fn spec(recipe: &Recipe, member: u32, out: &Path) -> TrainerSpec {
+        TrainerSpec {
             format: TRAINER_FORMAT.to_owned(),
             recipe: recipe.clone(),
             run_seed: 5,
@@ -305,14 +311,22 @@ mod tests {
             test_images: "unused".into(),
             device: "cpu".to_owned(),
             threads: 1,
-            out: out.path().to_owned(),
+            out: out.to_owned(),
             resume: Vec::new(),
             snapshot_interval_ms: u64::MAX,
-        };
+        }
+    }
+
+    fn files(out: &Path) -> Vec<Vec<u8>> {
+        [CHECKPOINT_FILE, PREDICTIONS_FILE].map(|name| fs::read(out.join(name)).unwrap_or_default()).to_vec()
+    }
+
+    fn trained(recipe: &Recipe, member: u32) -> (Result<TrainerEvent, TrainError>, Vec<TrainerEvent>, Vec<Vec<u8>>) {
+        let out = tempfile::tempdir().unwrap();
         let mut events = Vec::new();
+        let spec = spec(recipe, member, out.path());
         let result = train(&spec, &testing::dataset(), Device::Cpu, &mut |event| events.push(event));
-        let files = [CHECKPOINT_FILE, PREDICTIONS_FILE].map(|name| fs::read(out.path().join(name)).unwrap_or_default());
-        (result, events, files.to_vec())
+        (result, events, files(out.path()))
     }
 
     fn recipe() -> Recipe {
@@ -377,23 +391,124 @@ mod tests {
 
     #[test]
     fn a_folder_that_does_not_exist_is_an_output_error() {
-        let spec = TrainerSpec {
-            out: "/nonexistent/folder".into(),
-            resume: Vec::new(),
-            snapshot_interval_ms: u64::MAX,
-            format: TRAINER_FORMAT.to_owned(),
-            recipe: testing::recipe(testing::DROPOUT_LAYERS),
-            run_seed: 5,
-            member: 0,
-            train_images: "unused".into(),
-            train_labels: "unused".into(),
-            test_images: "unused".into(),
-            device: "cpu".to_owned(),
-            threads: 1,
-        };
+        let spec = spec(&testing::recipe(testing::DROPOUT_LAYERS), 0, Path::new("/nonexistent/folder"));
         let error = train(&spec, &testing::dataset(), Device::Cpu, &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Internal);
         assert!(!error.chain().contains("/nonexistent"), "{}", error.chain());
+    }
+
+    /// Trains with a snapshot after every step, then again from each of some of them, and compares the files.
+    fn check_resumed(recipe: &Recipe, engine: &str) {
+        let dataset = testing::dataset();
+        let out = tempfile::tempdir().unwrap();
+        let mut snapshots = Vec::new();
+        let undisturbed = TrainerSpec { snapshot_interval_ms: 0, ..spec(recipe, 1, out.path()) };
+        let mut note = |event| {
+            if let TrainerEvent::Snapshot { step, file } = event {
+                snapshots.push((step, out.path().join(file)));
+            }
+        };
+        let finished = train(&undisturbed, &dataset, Device::Cpu, &mut note).unwrap();
+        let expected = files(out.path());
+        assert!(snapshots.len() as u64 > recipe.steps_per_epoch(), "{engine}: {} snapshots", snapshots.len());
+        assert!(String::from_utf8_lossy(&fs::read(&snapshots[0].1).unwrap()).contains(engine));
+        for (step, snapshot) in snapshots.iter().step_by(3).chain(snapshots.last()) {
+            let again = tempfile::tempdir().unwrap();
+            let resumed = TrainerSpec { resume: vec![snapshot.clone()], ..spec(recipe, 1, again.path()) };
+            let mut started = None;
+            let mut note = |event| {
+                if let TrainerEvent::Started { resumed_step, .. } = event {
+                    started = Some(resumed_step);
+                }
+            };
+            let TrainerEvent::Finished { validation_accuracy, .. } =
+                train(&resumed, &dataset, Device::Cpu, &mut note).unwrap()
+            else {
+                panic!("not finished")
+            };
+            assert_eq!(started, Some(*step));
+            assert!(files(again.path()) == expected, "{engine}: resumed at step {step} to other bytes");
+            let TrainerEvent::Finished { validation_accuracy: expected, .. } = finished else { panic!("not finished") };
+            assert_eq!(validation_accuracy, expected);
+        }
+    }
+
+    #[test]
+    fn a_training_resumed_anywhere_gives_the_bytes_of_an_undisturbed_one() {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        recipe.training.epochs = 4;
+        check_resumed(&recipe, "fused");
+        recipe.training.ema_decay = 0.9;
+        recipe.training.keep = Keep::BestValidation;
+        recipe.training.early_stopping = Some(EarlyStopping { patience: 2, by: Measure::Cost });
+        check_resumed(&recipe, "fused");
+        let layers = "{ kind = \"conv\", filters = 4, kernel = 3 },\n{ kind = \"batch-norm\" },\n{ kind = \"relu\" },\n\
+                      { kind = \"dropout\", rate = 0.25 },\n{ kind = \"linear\", outputs = 3 },";
+        let mut recipe = Recipe { network: testing::recipe(layers).network, ..recipe };
+        recipe.optimiser = Optimiser::Adam { beta1: 0.9, beta2: 0.99, weight_decay: 0.01, l2: 0.0 };
+        check_resumed(&recipe, "libtorch");
+        recipe.optimiser = Optimiser::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.01, l2: 0.0 };
+        check_resumed(&recipe, "libtorch");
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_used_is_refused_and_the_one_before_it_taken() {
+        let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
+        recipe.training.epochs = 2;
+        let dataset = testing::dataset();
+        let out = tempfile::tempdir().unwrap();
+        let mut written = Vec::new();
+        let first = TrainerSpec { snapshot_interval_ms: 0, ..spec(&recipe, 1, out.path()) };
+        let mut note = |event| {
+            if let TrainerEvent::Snapshot { file, .. } = event {
+                written.push(out.path().join(file));
+            }
+        };
+        train(&first, &dataset, Device::Cpu, &mut note).unwrap();
+        let whole = fs::read(&written[2]).unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = out.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let torn = put("torn", &whole[..whole.len() / 2]);
+        let missing = out.path().join("missing");
+        let check = |member, resume: &[&PathBuf], expected_step, refusals: &[&str]| {
+            let again = tempfile::tempdir().unwrap();
+            let resume = resume.iter().map(|path| path.to_path_buf()).collect();
+            let (mut step, mut refused) = (None, Vec::new());
+            let mut note = |event| match event {
+                TrainerEvent::Started { resumed_step, .. } => step = Some(resumed_step),
+                TrainerEvent::SnapshotRefused { file, reason } => refused.push(format!("{file}: {reason}")),
+                _ => {}
+            };
+            let spec = TrainerSpec { resume, ..spec(&recipe, member, again.path()) };
+            train(&spec, &dataset, Device::Cpu, &mut note).unwrap();
+            assert_eq!(
+                (step, refused),
+                (Some(expected_step), refusals.iter().map(|text| (*text).to_owned()).collect())
+            );
+        };
+        let torn_text = "torn: snapshot cannot be gone on from: safetensors header is malformed: \
+                         incomplete metadata, file not fully covered";
+        check(1, &[&torn, &written[2]], 3, &[torn_text]);
+        let text = "missing: snapshot cannot be read: No such file or directory (os error 2)";
+        check(1, &[&missing], 0, &[text]);
+        let other =
+            "snapshot-3.safetensors: snapshot cannot be gone on from: snapshot is of another member: 1, expected 0";
+        check(0, &[&written[2]], 0, &[other]);
+    }
+
+    #[test]
+    fn early_stopping_ends_before_the_last_pass() {
+        let mut recipe = recipe();
+        recipe.training.early_stopping = Some(EarlyStopping { patience: 3, by: Measure::Accuracy });
+        let (result, events, _) = trained(&recipe, 0);
+        result.unwrap();
+        let passes =
+            events.iter().filter(|event| matches!(event, TrainerEvent::Progress { validation_accuracy: Some(_), .. }));
+        // All three classes are told apart long before the fortieth pass.
+        assert!((4..40).contains(&passes.count()));
     }
 
     #[test]
