@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AttemptId, Token};
+use crate::{
+    blob::BlobRef,
+    id::{AttemptId, Token},
+};
 
 /// An attempt and the secret that proves the right to speak for it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -42,6 +45,15 @@ impl fmt::Display for DeterminismClass {
             "libtorch {libtorch_version} / {device_model} / {instruction_set} / {threads} threads / {flags} / trainer {trainer_version}"
         )
     }
+}
+
+/// A snapshot of a training that goes on, from which another attempt of the same class resumes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotRef {
+    /// Steps done, at least 1.
+    pub step: u64,
+    /// The file that the trainer wrote.
+    pub blob: BlobRef,
 }
 
 /// Why an attempt ended without a result; an enum from end to end, never read from text.

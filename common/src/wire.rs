@@ -6,7 +6,7 @@ use plurality_proto::v1;
 use thiserror::Error;
 
 use crate::{
-    attempt::{DeterminismClass, FailureKind, Handle, Phase, Progress},
+    attempt::{DeterminismClass, FailureKind, Handle, Phase, Progress, SnapshotRef},
     blob::BlobRef,
     dataset::DatasetRef,
     id::{AttemptId, Token},
@@ -150,6 +150,24 @@ impl From<DeterminismClass> for v1::DeterminismClass {
         let DeterminismClass { libtorch_version, device_model, instruction_set, threads, flags, trainer_version } =
             class;
         Self { libtorch_version, device_model, instruction_set, threads, flags, trainer_version }
+    }
+}
+
+impl TryFrom<v1::Snapshot> for SnapshotRef {
+    type Error = WireError;
+
+    fn try_from(message: v1::Snapshot) -> Result<Self, WireError> {
+        let v1::Snapshot { step, blob } = message;
+        if step == 0 {
+            return Err(WireError::new("step", "at least 1", "0"));
+        }
+        Ok(Self { step, blob: required("blob", blob)? })
+    }
+}
+
+impl From<SnapshotRef> for v1::Snapshot {
+    fn from(SnapshotRef { step, blob }: SnapshotRef) -> Self {
+        Self { step, blob: Some(blob.into()) }
     }
 }
 
@@ -356,6 +374,8 @@ mod tests {
         assert_eq!(DeterminismClass::try_from(v1::DeterminismClass::from(class())), Ok(class()));
         assert_eq!(Progress::try_from(v1::Progress::from(progress())), Ok(progress()));
         assert_eq!(Handle::try_from(v1::AttemptHandle::from(handle())), Ok(handle()));
+        let snapshot = SnapshotRef { step: 500, blob: blob() };
+        assert_eq!(SnapshotRef::try_from(v1::Snapshot::from(snapshot)), Ok(snapshot));
         for phase in [Phase::Starting, Phase::Training, Phase::Uploading] {
             assert_eq!(Phase::try_from(i32::from(v1::AttemptPhase::from(phase))), Ok(phase));
         }
@@ -413,6 +433,9 @@ mod tests {
             v1::DeterminismClass { flags: "x".repeat(513), ..good },
             "field flags is 513 bytes long, expected at most 512 bytes",
         );
+        let good = v1::Snapshot { step: 1, blob: Some(blob().into()) };
+        check::<SnapshotRef, _>(v1::Snapshot { step: 0, ..good.clone() }, "field step is 0, expected at least 1");
+        check::<SnapshotRef, _>(v1::Snapshot { blob: None, ..good }, "field blob is absent, expected a value");
         check::<FailureKind, _>(v1::FailureKind::Unspecified, "field kind is unspecified, expected a failure kind");
         check::<FailureKind, _>(99, "field kind is 99, expected a failure kind");
         check::<Phase, _>(0, "field phase is unspecified, expected an attempt phase");

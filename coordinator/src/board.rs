@@ -268,6 +268,9 @@ mod tests {
             status: AttemptStatus::Won(Verification { test_correct: 2, test_total: 3, disagreements: 0, predictions }),
             progress: None,
             class: Some(class.clone()),
+            resumed_step: 0,
+            snapshot_step: None,
+            notes: Vec::new(),
             result: Some(MemberResult {
                 checkpoint: BlobRef::of(b"checkpoint"),
                 predictions,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::judge::Judge;
+use self::{judge::Judge, sweep::Sweeper};
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
     board::VoteBoard,
@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod judge;
+mod sweep;
 
 /// The blobs, within the state folder.
 const ARTIFACTS_NAME: &str = "artifacts";
@@ -106,6 +107,8 @@ pub struct Server {
     driving: Option<JoinHandle<Result<(), StoreError>>>,
     /// `None` once its end was seen.
     judging: Option<JoinHandle<()>>,
+    /// `None` once its end was seen.
+    sweeping: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -128,6 +131,8 @@ impl Server {
         let judge =
             Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), checker };
         let judging = tokio::spawn(judge.run(stopping.clone()));
+        let sweeper = Sweeper { driver: driver.clone(), artifacts: artifacts.clone() };
+        let sweeping = tokio::spawn(sweeper.run(stopping.clone()));
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
         let runs = Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, stopping: stopping.clone() };
         let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
@@ -137,7 +142,8 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
         tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
-        Ok(Self { address, driver, dataset, health, stopping, serving, driving: Some(driving), judging: Some(judging) })
+        let (driving, judging, sweeping) = (Some(driving), Some(judging), Some(sweeping));
+        Ok(Self { address, driver, dataset, health, stopping, serving, driving, judging, sweeping })
     }
 
     /// Returns where it listens, with the port that was taken.
@@ -163,7 +169,8 @@ impl Server {
     /// Waits until a part of it fails; for ever if none does. The process is to end then: the state in memory must not
     /// run ahead of the disk.
     pub async fn failed(&mut self) -> ServerError {
-        let (Some(driving), Some(judging)) = (&mut self.driving, &mut self.judging) else {
+        let (Some(driving), Some(judging), Some(sweeping)) = (&mut self.driving, &mut self.judging, &mut self.sweeping)
+        else {
             return std::future::pending().await;
         };
         tokio::select! {
@@ -179,6 +186,13 @@ impl Server {
                 self.judging = None;
                 match judged {
                     Ok(()) => ServerError::Ended { part: "verification" },
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                }
+            }
+            swept = sweeping => {
+                self.sweeping = None;
+                match swept {
+                    Ok(()) => ServerError::Ended { part: "removal of snapshots" },
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 }
             }
@@ -204,6 +218,10 @@ impl Server {
         if let Some(judging) = self.judging {
             // Its end is what matters; a panic of it was printed when it happened.
             let _ = judging.await;
+        }
+        if let Some(sweeping) = self.sweeping {
+            // As above.
+            let _ = sweeping.await;
         }
         self.driver.stop().await;
         match self.driving {

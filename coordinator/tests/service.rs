@@ -118,7 +118,19 @@ fn registration() -> v1::RegisterRequest {
         device: "cpu".to_owned(),
         cores: 1,
         held: Vec::new(),
+        determinism_class: Some(class()),
     }
+}
+
+fn named(name: &str) -> v1::RegisterRequest {
+    v1::RegisterRequest { name: name.to_owned(), instance_id: format!("instance-{name}"), ..registration() }
+}
+
+/// Tells the coordinator that the process of the worker called `name` has crashed.
+async fn crash(house: &House, name: &str) {
+    let driver = house.server.driver();
+    let worker = driver.find_worker(name.to_owned()).await.unwrap();
+    driver.worker_left(worker, true).await.unwrap();
 }
 
 fn class() -> v1::DeterminismClass {
@@ -198,6 +210,28 @@ impl FakeWorker {
             determinism_class: Some(class()),
         };
         self.calls.commit(request).await.unwrap().into_inner()
+    }
+
+    async fn save(&mut self, start: &v1::Start, step: u64, bytes: &[u8]) -> v1::SnapshotOutcome {
+        let request = v1::SaveSnapshotRequest {
+            worker_id: self.worker_id.clone(),
+            handle: start.handle.clone(),
+            snapshot: Some(v1::Snapshot { step, blob: Some(BlobRef::of(bytes).into()) }),
+            determinism_class: Some(class()),
+        };
+        self.calls.save_snapshot(request).await.unwrap().into_inner().outcome()
+    }
+
+    /// Waits until the coordinator holds no blob of `bytes`.
+    async fn gone(&mut self, bytes: &[u8]) {
+        let missing = v1::FindMissingRequest { blobs: vec![BlobRef::of(bytes).into()] };
+        timeout(DEADLINE, async {
+            while self.blobs.find_missing(missing.clone()).await.unwrap().into_inner().missing.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the blob is removed in time");
     }
 
     /// Trains and hands over the next member.
@@ -361,6 +395,60 @@ async fn a_commit_without_its_blobs_asks_for_them() {
 }
 
 #[tokio::test]
+async fn a_snapshot_is_handed_on_to_the_next_worker_of_its_class() {
+    let house = House::open().await;
+    let mut first = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = first.start().await;
+    assert!(start.resume.is_empty(), "{start:?}");
+    let [old, middle, new] = [b"old", b"mid", b"new"];
+    assert_eq!(first.save(&start, 10, old).await, v1::SnapshotOutcome::BlobMissing);
+    for (step, bytes) in [(10, old), (20, middle), (30, new)] {
+        first.upload(bytes, 0).await.unwrap();
+        assert_eq!(first.save(&start, step, bytes).await, v1::SnapshotOutcome::Kept);
+    }
+    first.gone(old).await;
+    let forged = v1::AttemptHandle { token: "guessed".to_owned(), ..start.handle.clone().unwrap() };
+    let forged = v1::Start { handle: Some(forged), ..start };
+    assert_eq!(first.save(&forged, 30, new).await, v1::SnapshotOutcome::Needless);
+
+    let house = house.reopen().await;
+    crash(&house, "fake").await;
+    let mut second = FakeWorker::register(&house, named("second")).await;
+    let start = second.start().await;
+    let steps: Vec<u64> = start.resume.iter().map(|snapshot| snapshot.step).collect();
+    assert_eq!(steps, [30, 20]);
+    let blob = BlobRef::try_from(start.resume[0].blob.clone().unwrap()).unwrap();
+    assert_eq!(house.client().await.download(blob).await.unwrap(), new.as_slice());
+    let result = Trained::of(&start);
+    second.upload(&result.checkpoint, 0).await.unwrap();
+    second.upload(&result.predictions, 0).await.unwrap();
+    assert_eq!(second.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    for bytes in [middle, new] {
+        second.gone(bytes).await;
+    }
+    assert!(second.status(BlobRef::of(&result.checkpoint)).await.is_complete, "the checkpoint stays");
+    house.server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_without_a_step_is_refused() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = worker.start().await;
+    let request = v1::SaveSnapshotRequest {
+        worker_id: worker.worker_id.clone(),
+        handle: start.handle,
+        snapshot: Some(v1::Snapshot { step: 0, blob: Some(BlobRef::of(b"").into()) }),
+        determinism_class: Some(class()),
+    };
+    let refusal = worker.calls.save_snapshot(request).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert_eq!(refusal.message(), "field snapshot.step is 0, expected at least 1");
+}
+
+#[tokio::test]
 async fn an_upload_that_was_cut_goes_on_where_it_stood() {
     let house = House::open().await;
     let mut worker = FakeWorker::connect(&house).await;
@@ -428,11 +516,6 @@ async fn a_drained_worker_is_told_to_leave() {
 #[tokio::test]
 async fn what_an_ended_local_worker_held_is_given_out_again_at_once() {
     let house = House::open().await;
-    let named = |name: &str| v1::RegisterRequest {
-        name: name.to_owned(),
-        instance_id: format!("instance-{name}"),
-        ..registration()
-    };
     let mut local = FakeWorker::register(&house, named(WORKER_NAME)).await;
     let mut other = FakeWorker::register(&house, named("other")).await;
     house.submit(2).await;

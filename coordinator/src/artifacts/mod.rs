@@ -14,7 +14,7 @@ use plurality_common::{
     digest::{Digest, Hasher},
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES},
 };
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod error;
 pub mod staging;
@@ -31,7 +31,8 @@ const UPLOAD_LOCKS: usize = 256;
 ///
 /// 1. A blob is found under its digest only once its length and digest were checked and it was synced.
 /// 2. At most one task at a time changes a blob, staged or stored.
-/// 3. A blob found to be damaged is removed, so that it counts as missing and whoever has it can send it again.
+/// 3. While a [`Kept`] lives, no blob is removed because nobody needs it.
+/// 4. A blob found to be damaged is removed, so that it counts as missing and whoever has it can send it again.
 #[derive(Clone)]
 pub struct ArtifactStore {
     objects: Arc<dyn ObjectStore>,
@@ -39,6 +40,21 @@ pub struct ArtifactStore {
     /// A lock and not a task with a message queue: chunks of different blobs must not wait for one another, and the guard
     /// travels into the blocking write, so that a caller who goes away cannot let two writers meet.
     locks: Arc<[Arc<Mutex<()>>]>,
+    /// A lock and not a message: many callers hold it for reading, each from finding a blob until an event names it.
+    removals: Arc<RwLock<()>>,
+}
+
+/// While it lives, what was found stays: hold it from looking for a blob until an event that names it is stored.
+#[must_use]
+pub struct Kept<'a> {
+    _no_removal: RwLockReadGuard<'a, ()>,
+}
+
+/// The right to remove blobs that no event needs: while it lives, no event can begin to need one.
+#[must_use]
+pub struct Sweep<'a> {
+    store: &'a ArtifactStore,
+    _no_other: RwLockWriteGuard<'a, ()>,
 }
 
 /// How much of a blob the coordinator holds.
@@ -68,7 +84,7 @@ impl ArtifactStore {
             .map_err(|source| ArtifactError::Store { action: "open the blob folder", source })?
             .with_fsync(true);
         let locks = (0..UPLOAD_LOCKS).map(|_| Arc::new(Mutex::new(()))).collect();
-        Ok(Self { objects: Arc::new(objects), staging: Arc::new(staging), locks })
+        Ok(Self { objects: Arc::new(objects), staging: Arc::new(staging), locks, removals: Arc::default() })
     }
 
     /// Returns the reference of a stored blob, or `None`.
@@ -175,6 +191,16 @@ impl ArtifactStore {
         check_size(blob)?;
         self.write(private_path(blob.sha256), blob.sha256, bytes).await?;
         Ok(blob)
+    }
+
+    /// Keeps every blob for as long as the returned value lives.
+    pub async fn keep_all(&self) -> Kept<'_> {
+        Kept { _no_removal: self.removals.read().await }
+    }
+
+    /// Waits until nobody needs everything to be kept, and lets blobs be removed.
+    pub async fn sweep(&self) -> Sweep<'_> {
+        Sweep { store: self, _no_other: self.removals.write().await }
     }
 
     /// Reads a whole blob and checks its digest. A damaged one is removed.
@@ -312,6 +338,20 @@ impl ArtifactStore {
                 .put_part(part.into())
                 .await
                 .map_err(|source| ArtifactError::Store { action: "store a part of an uploaded blob", source })?;
+        }
+    }
+}
+
+impl Sweep<'_> {
+    /// Removes a blob; one that is not stored is no error.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
+        let _held_until_removed = self.store.lock(digest).await;
+        match self.store.objects.delete(&object_path(digest)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(ArtifactError::Store { action: "remove a blob", source }),
         }
     }
 }

@@ -332,3 +332,32 @@ fn a_folder_that_cannot_be_made_is_an_error() {
     fs::write(&file, b"").unwrap();
     assert!(matches!(ArtifactStore::open(&file), Err(ArtifactError::Staging { .. })));
 }
+
+#[tokio::test]
+async fn nothing_is_removed_while_somebody_needs_everything_kept() {
+    let (folder, store) = store();
+    let blob = store.put(sample(100)).await.unwrap();
+    let kept = store.keep_all().await;
+    let other = store.keep_all().await;
+    let mut sweep = Box::pin(store.sweep());
+    assert!(futures::poll!(&mut sweep).is_pending());
+    drop(kept);
+    assert!(futures::poll!(&mut sweep).is_pending());
+    drop(other);
+    let sweep = sweep.await;
+    sweep.remove(blob.sha256).await.unwrap();
+    sweep.remove(blob.sha256).await.unwrap();
+    drop(sweep);
+    assert!(!stored_file(&folder, blob).exists());
+    assert_eq!(store.find_missing(&[blob]).await.unwrap(), [blob]);
+}
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_removed_is_an_error_of_the_store() {
+    let (folder, store) = store();
+    let blob = BlobRef::of(b"in the way");
+    let file = stored_file(&folder, blob);
+    fs::create_dir_all(file.join("something")).unwrap();
+    let error = store.sweep().await.remove(blob.sha256).await.unwrap_err();
+    assert!(matches!(error, ArtifactError::Store { action: "remove a blob", .. }), "{error}");
+}

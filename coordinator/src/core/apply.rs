@@ -1,8 +1,12 @@
 //! What an event changes. The same code runs live and in a replay; it makes no choice.
 
-use plurality_common::id::{AttemptId, InstanceId, MemberIndex, RunId, Token, WorkerId};
+use plurality_common::{
+    attempt::{FailureKind, SnapshotRef},
+    id::{AttemptId, InstanceId, MemberIndex, RunId, Token, WorkerId},
+};
 
 use super::{
+    command::RefusedSnapshot,
     event::{Event, MemberResult, RunOutcome, RunRequest, WorkerEnd, WorkerProfile},
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, RunEnd, State, Worker},
     time::WallTime,
@@ -33,6 +37,14 @@ impl State {
             Event::AttemptClassified { attempt, class } => {
                 self.attempt_mut(attempt).class = Some(class.clone());
             }
+            Event::AttemptResumed { attempt, step, .. } => self.attempt_mut(attempt).resumed_step = *step,
+            Event::AttemptSnapshotted { attempt, step, snapshot, .. } => {
+                self.keep_snapshot(attempt, SnapshotRef { step: *step, blob: *snapshot });
+            }
+            Event::SnapshotRefused { attempt, step, snapshot, reason, .. } => {
+                let snapshot = SnapshotRef { step: *step, blob: *snapshot };
+                self.refuse_snapshot(attempt, RefusedSnapshot { snapshot, reason: reason.clone() });
+            }
             Event::AttemptUploading { attempt, at } => self.change(attempt, AttemptStatus::Uploading, *at),
             Event::AttemptSuspected { attempt, at } => {
                 self.attempt_mut(attempt).was_suspected = true;
@@ -47,12 +59,16 @@ impl State {
             Event::AttemptLost { attempt, at } => self.change(attempt, AttemptStatus::Lost, *at),
             Event::AttemptFailed { attempt, kind, message, at } => {
                 self.change(attempt, AttemptStatus::Failed { kind: *kind, message: message.clone() }, *at);
+                if *kind == FailureKind::Numeric {
+                    self.discard_snapshots_beside(attempt);
+                }
             }
             Event::AttemptDrained { attempt, at } => self.change(attempt, AttemptStatus::Drained, *at),
             Event::AttemptSuperseded { attempt, at } => self.change(attempt, AttemptStatus::Superseded, *at),
             Event::ResultReceived { attempt, result, at } => self.receive(attempt, result, *at),
             Event::ResultRejected { attempt, reason, at } => {
                 self.change(attempt, AttemptStatus::Rejected { reason: reason.clone() }, *at);
+                self.discard_snapshots_beside(attempt);
             }
             Event::MemberCommitted { attempt, verification, at } => {
                 self.change(attempt, AttemptStatus::Won(verification.clone()), *at);
@@ -120,6 +136,9 @@ impl State {
             status: AttemptStatus::Offered,
             was_suspected: false,
             class: None,
+            resumed_step: 0,
+            snapshots: Vec::new(),
+            refused: Vec::new(),
             result: None,
             offered_at: at,
             started_at: None,
@@ -164,6 +183,7 @@ impl State {
             if self.attempt(&attempt).status.is_open() {
                 self.change(&attempt, attempts_become.clone(), at);
             }
+            self.discard_snapshots(&attempt);
         }
         self.refresh_member(run, index);
     }
@@ -215,7 +235,7 @@ impl State {
         }
     }
 
-    fn attempt_mut(&mut self, id: &AttemptId) -> &mut Attempt {
+    pub(super) fn attempt_mut(&mut self, id: &AttemptId) -> &mut Attempt {
         self.attempts.get_mut(id).expect("an attempt is offered before anything happens to it")
     }
 

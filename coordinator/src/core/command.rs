@@ -1,7 +1,7 @@
 //! What the core is asked and what it answers.
 
 use plurality_common::{
-    attempt::{DeterminismClass, FailureKind, Handle, Progress},
+    attempt::{DeterminismClass, FailureKind, Handle, Progress, SnapshotRef},
     dataset::DatasetRef,
     id::{AttemptId, InstanceId, MemberIndex, RunId, WorkerId},
     limits,
@@ -26,6 +26,15 @@ pub enum Command {
         handle: Handle,
         /// The result.
         result: MemberResult,
+    },
+    /// A worker hands over a snapshot whose blob is stored. Answered by [`Reply::Saved`].
+    SaveSnapshot {
+        /// Which attempt, and the right to speak for it.
+        handle: Handle,
+        /// The snapshot.
+        snapshot: SnapshotRef,
+        /// What it was trained on.
+        class: DeterminismClass,
     },
     /// A worker gives an attempt up. Answered by [`Reply::Done`], also when there is nothing to give up.
     Fail {
@@ -110,6 +119,19 @@ pub struct AttemptReport {
     pub progress: Progress,
     /// What it runs on, once the trainer runs.
     pub class: Option<DeterminismClass>,
+    /// Step of the snapshot that the trainer went on from; 0 from the beginning.
+    pub resumed_step: u64,
+    /// Snapshots of its start that it could not use.
+    pub refused: Vec<RefusedSnapshot>,
+}
+
+/// A snapshot that an attempt could not resume from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RefusedSnapshot {
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// What verification found.
@@ -133,6 +155,8 @@ pub enum Reply {
     Synced(Vec<Instruction>),
     /// To [`Command::Commit`].
     Committed(CommitVerdict),
+    /// To [`Command::SaveSnapshot`].
+    Saved(SnapshotVerdict),
     /// To [`Command::Submit`].
     Submitted(Submitted),
     /// To all others.
@@ -174,6 +198,8 @@ pub struct Start {
     pub run_seed: u64,
     /// What it is trained on.
     pub dataset: DatasetRef,
+    /// What it may go on from, newest first, at most [`limits::SNAPSHOTS_KEPT`].
+    pub resume: Vec<SnapshotRef>,
 }
 
 /// One attempt to stop.
@@ -210,6 +236,15 @@ pub enum CommitVerdict {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// What became of a snapshot that was handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SnapshotVerdict {
+    /// Kept, now or before.
+    Kept,
+    /// Of no use to anybody.
+    Needless,
 }
 
 /// A run that was asked for.

@@ -13,7 +13,12 @@ use super::time::WallTime;
 
 /// Name and version of the event log's format. A new variant or field needs a new version: an older program must refuse
 /// the log instead of reading half of it.
-pub const EVENTS_FORMAT: &str = "plurality-events/1";
+pub const EVENTS_FORMAT: &str = "plurality-events/2";
+
+/// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
+///
+/// Version 2 adds snapshots, and the class of a worker.
+pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -57,6 +62,9 @@ pub struct WorkerProfile {
     pub device: String,
     /// Processor cores of its machine.
     pub cores: u32,
+    /// What its trainers run on; absent if it does not say.
+    #[serde(default)]
+    pub class: Option<DeterminismClass>,
 }
 
 /// What an attempt hands over. The blobs are stored before the event is.
@@ -195,6 +203,41 @@ pub enum Event {
         /// On what.
         class: DeterminismClass,
     },
+    /// The trainer went on from a snapshot of an earlier attempt.
+    AttemptResumed {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Steps done by the snapshot.
+        step: u64,
+        /// When.
+        at: WallTime,
+    },
+    /// The attempt handed over a snapshot. The newest [`SNAPSHOTS_KEPT`] are kept; the blob is stored before the event is.
+    ///
+    /// [`SNAPSHOTS_KEPT`]: plurality_common::limits::SNAPSHOTS_KEPT
+    AttemptSnapshotted {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Steps done.
+        step: u64,
+        /// The snapshot, in the trainer's own format.
+        snapshot: BlobRef,
+        /// When.
+        at: WallTime,
+    },
+    /// The attempt was to resume from a snapshot and could not use it. It is offered to nobody again.
+    SnapshotRefused {
+        /// The attempt that was to resume.
+        attempt: AttemptId,
+        /// Steps done by the snapshot.
+        step: u64,
+        /// The snapshot.
+        snapshot: BlobRef,
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at: WallTime,
+    },
     /// Training is done, the result is on its way.
     AttemptUploading {
         /// The attempt.
@@ -315,6 +358,9 @@ impl Event {
             | Self::AttemptOffered { .. }
             | Self::AttemptStarted { .. }
             | Self::AttemptClassified { .. }
+            | Self::AttemptResumed { .. }
+            | Self::AttemptSnapshotted { .. }
+            | Self::SnapshotRefused { .. }
             | Self::AttemptUploading { .. }
             | Self::AttemptReturned { .. }
             | Self::ResultReceived { .. } => false,

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use plurality_common::id::{AttemptId, MemberIndex, RunId};
+use plurality_common::{
+    id::{AttemptId, MemberIndex, RunId},
+    limits::SNAPSHOTS_KEPT,
+};
 use thiserror::Error;
 
 use super::{
@@ -119,7 +122,13 @@ impl State {
         expect(attempt.ended_at.is_none() == attempt.status.is_open(), &attempt.id, "a time of its end once ended")?;
         let worker = self.workers.get(&attempt.worker);
         let is_held = worker.is_some_and(|worker| worker.open_attempts.contains(&attempt.id));
-        expect(is_held == attempt.status.is_open(), &attempt.id, "its worker to hold it while it is open")
+        expect(is_held == attempt.status.is_open(), &attempt.id, "its worker to hold it while it is open")?;
+        let kept = &attempt.snapshots;
+        let is_ascending = kept.iter().zip(kept.iter().skip(1)).all(|(older, newer)| older.step < newer.step);
+        let is_bounded = kept.len().max(attempt.refused.len()) <= SNAPSHOTS_KEPT;
+        expect(is_ascending && is_bounded, &attempt.id, "its newest snapshots only, each of another step")?;
+        let is_of_use = attempt.class.is_some() && member.is_some_and(|member| member.status.is_open());
+        expect(kept.is_empty() || is_of_use, &attempt.id, "snapshots of a class, and only while its member is open")
     }
 
     fn check_worker(&self, worker: &Worker) -> Result<(), Broken> {

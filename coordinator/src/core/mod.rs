@@ -18,6 +18,7 @@ mod invariants;
 mod pulse;
 mod select;
 mod show;
+mod snapshots;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -27,15 +28,17 @@ pub mod view;
 mod world;
 
 pub use command::{
-    AttemptReport, Command, CommitVerdict, Instruction, Refusal, Registered, Registration, Reply, Start, Stop,
-    StopReason, Submitted, SyncReport, VerificationOutcome,
+    AttemptReport, Command, CommitVerdict, Instruction, Refusal, RefusedSnapshot, Registered, Registration, Reply,
+    SnapshotVerdict, Start, Stop, StopReason, Submitted, SyncReport, VerificationOutcome,
 };
 pub use decide::{Decision, decide};
 pub use event::{
-    EVENTS_FORMAT, Event, MemberResult, RecipeText, RunOutcome, RunRequest, Verification, WorkerEnd, WorkerProfile,
+    EVENTS_FORMAT, Event, MemberResult, OLDER_EVENTS_FORMATS, RecipeText, RunOutcome, RunRequest, Verification,
+    WorkerEnd, WorkerProfile,
 };
 pub use invariants::Broken;
 pub use pulse::{Beat, Pulse};
+pub use snapshots::DiscardedSnapshots;
 pub use state::{AttemptStatus, MemberStatus, State};
 pub use time::{Context, Moment, Timing, WallTime};
 pub use view::{

@@ -147,6 +147,9 @@ impl Pulse {
             | Event::RunSubmitted { .. }
             | Event::AttemptStarted { .. }
             | Event::AttemptClassified { .. }
+            | Event::AttemptResumed { .. }
+            | Event::AttemptSnapshotted { .. }
+            | Event::SnapshotRefused { .. }
             | Event::AttemptUploading { .. } => {}
         }
     }

@@ -12,7 +12,7 @@ use super::{
     time::Moment,
     view::{
         AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus, WorkerView,
-        describe_failure,
+        describe_failure, describe_refused,
     },
     world::World,
 };
@@ -101,6 +101,9 @@ impl World {
             status: attempt.status.clone(),
             progress: self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.clone()),
             class: attempt.class.clone(),
+            resumed_step: attempt.resumed_step,
+            snapshot_step: attempt.snapshots.last().map(|snapshot| snapshot.step),
+            notes: attempt.refused.iter().map(describe_refused).collect(),
             result: attempt.result.clone(),
             offered_at: attempt.offered_at,
             started_at: attempt.started_at,

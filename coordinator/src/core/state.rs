@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plurality_common::{
-    attempt::{DeterminismClass, FailureKind, Handle},
+    attempt::{DeterminismClass, FailureKind, Handle, SnapshotRef},
+    digest::Digest,
     id::{AttemptId, InstanceId, MemberIndex, RunId, Token, WorkerId},
 };
 
 use super::{
+    command::RefusedSnapshot,
     event::{MemberResult, RunOutcome, RunRequest, Verification, WorkerEnd, WorkerProfile},
     time::WallTime,
 };
@@ -21,7 +23,8 @@ use super::{
 /// 4. No open member has spent a budget, unless an attempt of it still runs or waits for verification, or a suspect one
 ///    is still waited for.
 /// 5. An ended run has no open member, an ended member no open attempt.
-/// 6. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
+/// 6. Only attempts of open members keep snapshots: the newest of each, by step, and of one class.
+/// 7. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
 ///    indexes.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct State {
@@ -35,6 +38,8 @@ pub struct State {
     pub(super) queue: BTreeSet<(u64, MemberIndex)>,
     /// Attempts whose results wait for verification, first come first.
     pub(super) verifying: Vec<AttemptId>,
+    /// Snapshots that some attempt kept and gave up, in that order: their blobs can go unless something else names them.
+    pub(super) discarded: Vec<Digest>,
 }
 
 /// One request for an ensemble.
@@ -110,6 +115,12 @@ pub(super) struct Attempt {
     /// Its lease ran out once: another live attempt of the member may exist beside it.
     pub was_suspected: bool,
     pub class: Option<DeterminismClass>,
+    /// Step of the snapshot that it went on from; 0 from the beginning, or while it is not known.
+    pub resumed_step: u64,
+    /// What another attempt may go on from, oldest first, at most two.
+    pub snapshots: Vec<SnapshotRef>,
+    /// What it could not go on from, at most two.
+    pub refused: Vec<RefusedSnapshot>,
     /// Present once handed over.
     pub result: Option<MemberResult>,
     pub offered_at: WallTime,

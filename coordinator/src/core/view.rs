@@ -10,6 +10,7 @@ use plurality_common::{
 };
 
 use super::{
+    command::RefusedSnapshot,
     event::{MemberResult, RecipeText, RunOutcome, RunRequest, Verification, WorkerProfile},
     state::{AttemptStatus, MemberStatus},
     time::WallTime,
@@ -98,6 +99,12 @@ pub struct AttemptView {
     pub progress: Option<Progress>,
     /// What it runs on, once known.
     pub class: Option<DeterminismClass>,
+    /// Step of the snapshot that it went on from; 0 from the beginning.
+    pub resumed_step: u64,
+    /// Step of its newest snapshot that is kept.
+    pub snapshot_step: Option<u64>,
+    /// Snapshots that it could not go on from, one sentence each.
+    pub notes: Vec<String>,
     /// What it handed over.
     pub result: Option<MemberResult>,
     /// When it was offered.
@@ -229,4 +236,10 @@ pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &s
         FailureKind::Drained => "gave the attempt back",
     };
     if message.is_empty() { format!("{worker_name}: {kind}") } else { format!("{worker_name}: {kind}: {message}") }
+}
+
+/// Says for people which snapshot an attempt could not go on from.
+pub(super) fn describe_refused(refused: &RefusedSnapshot) -> String {
+    let RefusedSnapshot { snapshot, reason } = refused;
+    format!("snapshot of step {} refused: {reason}", snapshot.step)
 }

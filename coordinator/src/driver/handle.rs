@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use plurality_common::{
-    attempt::{FailureKind, Handle as AttemptHandle},
+    attempt::{DeterminismClass, FailureKind, Handle as AttemptHandle, SnapshotRef},
     id::{AttemptId, RunId, WorkerId},
     limits,
 };
@@ -15,8 +15,9 @@ use tokio::{
 
 use super::{Message, TICKS_PER_LEASE};
 use crate::core::{
-    Command, CommitVerdict, Instruction, MemberResult, Moment, PendingVerification, Refusal, Registered, Registration,
-    Reply, RunRequest, RunView, Submitted, SyncReport, Timing, VerificationOutcome, WorkerView, World,
+    Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, PendingVerification, Refusal,
+    Registered, Registration, Reply, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport, Timing,
+    VerificationOutcome, WorkerView, World,
 };
 
 /// Why a call was not answered.
@@ -109,6 +110,23 @@ impl Handle {
         match self.call(Command::Commit { handle, result }).await? {
             Reply::Committed(verdict) => Ok(verdict),
             other => unreachable!("the core answered Commit with {other:?}"),
+        }
+    }
+
+    /// Hands over a snapshot whose blob is stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn save_snapshot(
+        &self,
+        handle: AttemptHandle,
+        snapshot: SnapshotRef,
+        class: DeterminismClass,
+    ) -> Result<SnapshotVerdict, DriverError> {
+        match self.call(Command::SaveSnapshot { handle, snapshot, class }).await? {
+            Reply::Saved(verdict) => Ok(verdict),
+            other => unreachable!("the core answered SaveSnapshot with {other:?}"),
         }
     }
 
@@ -240,6 +258,16 @@ impl Handle {
     /// [`DriverError::Stopped`] if nobody will answer.
     pub async fn pending_verifications(&self) -> Result<Vec<PendingVerification>, DriverError> {
         self.ask(|world, _| world.pending_verifications()).await
+    }
+
+    /// Lists blobs of at most `limit` snapshots given up since `from`, less those that are still needed. Begin with 0, also
+    /// after a restart; ask again after each of [`Handle::changes`].
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Stopped`] if nobody will answer.
+    pub async fn discarded_snapshots(&self, from: usize, limit: usize) -> Result<DiscardedSnapshots, DriverError> {
+        self.ask(move |world, _| world.state.discarded_snapshots(from, limit)).await
     }
 
     /// Returns a counter that moves whenever something has happened that is stored. Progress is not: who shows it asks

@@ -44,6 +44,7 @@ fn registration(name: &str, held: Vec<AttemptHandle>) -> Registration {
         threads_per_slot: 1,
         device: "cpu".into(),
         cores: 1,
+        class: None,
     };
     Registration { instance: InstanceId::new(name), profile, held }
 }
@@ -53,7 +54,13 @@ fn idle(worker: &WorkerId) -> SyncReport {
 }
 
 fn busy(worker: &WorkerId, handle: &AttemptHandle) -> SyncReport {
-    let report = AttemptReport { handle: handle.clone(), progress: Progress::default(), class: None };
+    let report = AttemptReport {
+        handle: handle.clone(),
+        progress: Progress::default(),
+        class: None,
+        resumed_step: 0,
+        refused: Vec::new(),
+    };
     SyncReport { worker: worker.clone(), free_slots: 0, attempts: vec![report], is_leaving: false }
 }
 

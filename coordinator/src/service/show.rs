@@ -117,6 +117,7 @@ fn start(start: Start) -> v1::Start {
         recipe_sha256: start.recipe.sha256.to_string(),
         run_seed: start.run_seed,
         dataset: Some(start.dataset.into()),
+        resume: start.resume.into_iter().map(v1::Snapshot::from).collect(),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use plurality_common::{
-    attempt::{DeterminismClass, FailureKind, Handle, Progress},
+    attempt::{DeterminismClass, FailureKind, Handle, Progress, SnapshotRef},
     id::{InstanceId, WorkerId},
-    limits::{HEARTBEAT, LEASE, ORPHAN_TIMEOUT, SLOTS_MAX},
+    limits::{HEARTBEAT, LEASE, ORPHAN_TIMEOUT, SLOTS_MAX, SNAPSHOTS_KEPT},
     wire::{self, ID_BYTES_MAX, WireError},
 };
 use plurality_proto::v1::{self, worker_service_server::WorkerService};
@@ -15,7 +15,10 @@ use tonic::{Request, Response, Status};
 use super::{blob::blob_ref, show, status::ServiceError};
 use crate::{
     artifacts::ArtifactStore,
-    core::{AttemptReport, CommitVerdict, Instruction, MemberResult, Registration, SyncReport, WorkerProfile, version},
+    core::{
+        AttemptReport, CommitVerdict, Instruction, MemberResult, RefusedSnapshot, Registration, SnapshotVerdict,
+        SyncReport, WorkerProfile, version,
+    },
     driver,
 };
 
@@ -74,6 +77,7 @@ impl Workers {
         let handle: Handle = wire::required("handle", request.handle.clone())?;
         let result = member_result(request)?;
         let blobs = [result.checkpoint, result.predictions];
+        let _until_named = self.artifacts.keep_all().await;
         let missing = self.artifacts.find_missing(&blobs).await?;
         if !missing.is_empty() {
             let message = format!("{} of 2 blobs are not stored yet", missing.len());
@@ -85,6 +89,20 @@ impl Workers {
             CommitVerdict::Rejected { reason } => (v1::CommitOutcome::Rejected, reason),
         };
         Ok(v1::CommitResponse { outcome: outcome.into(), message })
+    }
+
+    async fn keep(&self, request: v1::SaveSnapshotRequest) -> Result<v1::SnapshotOutcome, ServiceError> {
+        let handle: Handle = wire::required("handle", request.handle)?;
+        let snapshot: SnapshotRef = wire::required("snapshot", request.snapshot)?;
+        let class: DeterminismClass = wire::required("determinism_class", request.determinism_class)?;
+        let _until_named = self.artifacts.keep_all().await;
+        if !self.artifacts.find_missing(&[snapshot.blob]).await?.is_empty() {
+            return Ok(v1::SnapshotOutcome::BlobMissing);
+        }
+        Ok(match self.driver.save_snapshot(handle, snapshot, class).await? {
+            SnapshotVerdict::Kept => v1::SnapshotOutcome::Kept,
+            SnapshotVerdict::Needless => v1::SnapshotOutcome::Needless,
+        })
     }
 
     async fn give_up(&self, request: v1::FailRequest) -> Result<(), ServiceError> {
@@ -107,6 +125,7 @@ fn registration(request: v1::RegisterRequest) -> Result<Registration, WireError>
             threads_per_slot: request.threads_per_slot,
             device: wire::text("device", request.device, ID_BYTES_MAX)?,
             cores: request.cores,
+            class: wire::optional("determinism_class", request.determinism_class)?,
         },
         held: held.collect::<Result<_, _>>()?,
     })
@@ -126,7 +145,19 @@ fn sync_report(request: v1::SyncRequest) -> Result<SyncReport, WireError> {
 }
 
 fn attempt_report(report: v1::AttemptReport) -> Result<AttemptReport, WireError> {
+    if report.refused_snapshots.len() > SNAPSHOTS_KEPT {
+        let found = report.refused_snapshots.len().to_string();
+        return Err(WireError::new("attempts.refused_snapshots", format!("at most {SNAPSHOTS_KEPT}"), found));
+    }
+    let refused = report.refused_snapshots.into_iter().map(|refused| {
+        let snapshot = wire::required("attempts.refused_snapshots.snapshot", refused.snapshot)?;
+        let mut reason = refused.reason;
+        reason.truncate(reason.floor_char_boundary(MESSAGE_BYTES_MAX));
+        Ok(RefusedSnapshot { snapshot, reason })
+    });
     Ok(AttemptReport {
+        refused: refused.collect::<Result<_, WireError>>()?,
+        resumed_step: report.resumed_step,
         handle: wire::required("attempts.handle", report.handle)?,
         progress: wire::optional::<_, Progress>("attempts.progress", report.progress)?.unwrap_or_default(),
         class: wire::optional("attempts.determinism_class", report.determinism_class)?,
@@ -168,6 +199,14 @@ impl WorkerService for Workers {
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
         Ok(Response::new(self.hand_over(request.into_inner()).await?))
+    }
+
+    async fn save_snapshot(
+        &self,
+        request: Request<v1::SaveSnapshotRequest>,
+    ) -> Result<Response<v1::SaveSnapshotResponse>, Status> {
+        let outcome = self.keep(request.into_inner()).await?;
+        Ok(Response::new(v1::SaveSnapshotResponse { outcome: outcome.into() }))
     }
 
     async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailResponse>, Status> {

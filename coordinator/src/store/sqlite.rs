@@ -9,7 +9,7 @@ use sqlx::{
 };
 
 use super::{EventStore, StoreError, lock::FolderLock};
-use crate::core::{EVENTS_FORMAT, Event};
+use crate::core::{EVENTS_FORMAT, Event, OLDER_EVENTS_FORMATS};
 
 /// The database's name within the state folder.
 const DATABASE_FILE: &str = "events.sqlite";
@@ -23,6 +23,9 @@ const SCHEMA: &str = "
 const READ_TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table'";
 const READ_FORMAT: &str = "SELECT value FROM meta WHERE key = 'format'";
 const WRITE_FORMAT: &str = "INSERT INTO meta (key, value) VALUES ('format', ?)";
+const UPDATE_FORMAT: &str = "UPDATE meta SET value = ? WHERE key = 'format'";
+/// What the digest of the first event follows on: the first version's name, so that a log of several versions is one chain.
+const CHAIN_START: &str = "plurality-events/1";
 /// Set once the database is known to be ours: unlike the other settings it is written into the file.
 const WRITE_AHEAD: &str = "PRAGMA journal_mode = WAL";
 const READ_EVENTS: &str = "SELECT sequence, body, digest FROM events ORDER BY sequence";
@@ -36,6 +39,8 @@ pub struct SqliteStore {
     last: i64,
     /// Digest stored with the last event.
     chain: Digest,
+    /// The log is of an older format: it gets the new name with the first event that may need it.
+    is_older: bool,
     // Last, so that it is released after the connection is closed.
     _lock: FolderLock,
 }
@@ -56,12 +61,12 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(failed_to("open"))?;
-        let is_new = check_format(&mut connection).await?;
+        let found = check_format(&mut connection).await?;
         sqlx::raw_sql(WRITE_AHEAD).execute(&mut connection).await.map_err(failed_to("open its journal"))?;
-        if is_new {
+        if found == Found::Nothing {
             make_tables(&mut connection).await?;
         }
-        Ok(Self { connection, last: 0, chain: empty_chain(), _lock: lock })
+        Ok(Self { connection, last: 0, chain: empty_chain(), is_older: found == Found::Older, _lock: lock })
     }
 }
 
@@ -90,6 +95,10 @@ impl EventStore for SqliteStore {
     async fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
         let mut transaction = self.connection.begin().await.map_err(failed_to("begin a transaction"))?;
         let (mut last, mut chain) = (self.last, self.chain);
+        if self.is_older {
+            let update = sqlx::query(UPDATE_FORMAT).bind(EVENTS_FORMAT);
+            update.execute(&mut *transaction).await.map_err(failed_to("write its format"))?;
+        }
         for event in events {
             let body = serde_json::to_string(event).expect("an event holds only text, finite numbers and enums");
             (last, chain) = (last + 1, link(&chain, &body));
@@ -97,7 +106,7 @@ impl EventStore for SqliteStore {
             row.execute(&mut *transaction).await.map_err(failed_to("append"))?;
         }
         transaction.commit().await.map_err(failed_to("commit"))?;
-        (self.last, self.chain) = (last, chain);
+        (self.last, self.chain, self.is_older) = (last, chain, false);
         Ok(())
     }
 
@@ -106,12 +115,23 @@ impl EventStore for SqliteStore {
     }
 }
 
-/// Checks the format of a database, changing nothing; returns whether it is new.
-async fn check_format(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+/// What a database holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Nothing yet.
+    Nothing,
+    /// A log of this format.
+    Current,
+    /// A log of an older format that this program reads.
+    Older,
+}
+
+/// Checks the format of a database, changing nothing.
+async fn check_format(connection: &mut SqliteConnection) -> Result<Found, StoreError> {
     let read_tables = sqlx::query_scalar(READ_TABLES).fetch_all(&mut *connection).await;
     let tables: Vec<String> = read_tables.map_err(failed_to("read its tables"))?;
     if tables.is_empty() {
-        return Ok(true);
+        return Ok(Found::Nothing);
     }
     let found: Option<String> = if tables.iter().any(|table| table == "meta") {
         sqlx::query_scalar(READ_FORMAT).fetch_optional(connection).await.map_err(failed_to("read its format"))?
@@ -119,7 +139,8 @@ async fn check_format(connection: &mut SqliteConnection) -> Result<bool, StoreEr
         None
     };
     match found {
-        Some(found) if found == EVENTS_FORMAT => Ok(false),
+        Some(found) if found == EVENTS_FORMAT => Ok(Found::Current),
+        Some(found) if OLDER_EVENTS_FORMATS.contains(&found.as_str()) => Ok(Found::Older),
         found => Err(StoreError::UnknownFormat { found: found.unwrap_or_default(), known: EVENTS_FORMAT }),
     }
 }
@@ -135,7 +156,7 @@ async fn make_tables(connection: &mut SqliteConnection) -> Result<(), StoreError
 
 /// Returns what the first event's digest follows on.
 pub(super) fn empty_chain() -> Digest {
-    Digest::of(EVENTS_FORMAT.as_bytes())
+    Digest::of(CHAIN_START.as_bytes())
 }
 
 /// Returns the digest of a row after a row with digest `previous`.

@@ -42,6 +42,15 @@ async fn tamper(folder: &TempDir, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
+/// Reads the name of the format that the database has.
+async fn format(folder: &TempDir) -> String {
+    let options = SqliteConnectOptions::new().filename(folder.path().join("events.sqlite"));
+    let mut connection: SqliteConnection = options.connect().await.unwrap();
+    let found = sqlx::query_scalar("SELECT value FROM meta").fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    found
+}
+
 async fn refusal(folder: &TempDir) -> StoreError {
     match open(folder.path()).await {
         Err(error) => error,
@@ -116,13 +125,28 @@ async fn a_second_coordinator_on_the_same_folder_is_refused() {
 #[tokio::test]
 async fn a_log_of_another_version_is_refused_by_name() {
     let folder = ten_events().await;
-    tamper(&folder, "UPDATE meta SET value = 'plurality-events/2'").await;
+    tamper(&folder, "UPDATE meta SET value = 'plurality-events/9'").await;
     let error = refusal(&folder).await.to_string();
     assert_eq!(
         error,
-        "event log has format \"plurality-events/2\", this program knows \"plurality-events/1\"; use the program that \
+        "event log has format \"plurality-events/9\", this program knows \"plurality-events/2\"; use the program that \
          wrote it, or name another folder with --state"
     );
+}
+
+#[tokio::test]
+async fn a_log_of_the_first_version_goes_on_and_is_renamed_by_its_next_event() {
+    let folder = ten_events().await;
+    tamper(&folder, "UPDATE meta SET value = 'plurality-events/1'").await;
+    let (store, found) = open(folder.path()).await.unwrap();
+    assert_eq!(found, events(0..10));
+    store.close().await.unwrap();
+    assert_eq!(format(&folder).await, "plurality-events/1", "what was only read stays as it was");
+    let (mut store, _) = open(folder.path()).await.unwrap();
+    store.append(&events(10..11)).await.unwrap();
+    store.close().await.unwrap();
+    assert_eq!(format(&folder).await, "plurality-events/2");
+    assert_eq!(open(folder.path()).await.unwrap().1, events(0..11));
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ impl TryFrom<v1::Start> for Assignment {
     type Error = AssignmentError;
 
     fn try_from(start: v1::Start) -> Result<Self, Self::Error> {
-        let v1::Start { handle: _, run_id, member, recipe_json, recipe_sha256, run_seed, dataset } = start;
+        let v1::Start { handle: _, run_id, member, recipe_json, recipe_sha256, run_seed, dataset, resume: _ } = start;
         let recipe = recipe_from_json(&recipe_json)?;
         let found = recipe.digest();
         if found.to_string() != recipe_sha256 {
@@ -97,6 +97,7 @@ mod tests {
             recipe_sha256: recipe.digest().to_string(),
             run_seed: 7,
             dataset: Some(dataset.into()),
+            resume: Vec::new(),
         }
     }
 

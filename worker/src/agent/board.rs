@@ -47,6 +47,8 @@ impl Board {
                 handle: Some(holding.handle.clone().into()),
                 progress: Some(report.progress.into()),
                 determinism_class: report.class.map(Into::into),
+                resumed_step: 0,
+                refused_snapshots: Vec::new(),
             }
         });
         v1::SyncRequest {

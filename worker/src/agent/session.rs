@@ -210,6 +210,7 @@ impl Session {
             device,
             cores,
             held: self.board.borrow().handles(),
+            determinism_class: None,
         }
     }
 

@@ -166,6 +166,7 @@ impl Coordinator {
             recipe_sha256: recipe.digest().to_string(),
             run_seed: 7,
             dataset: Some(dataset),
+            resume: Vec::new(),
         };
         self.note(|notes| notes.starts.push_back(start));
     }
@@ -278,6 +279,13 @@ impl WorkerService for Shared {
             std::future::pending::<()>().await;
         }
         Ok(Response::new(v1::CommitResponse { outcome: outcome.into(), message: "says the fake".to_owned() }))
+    }
+
+    async fn save_snapshot(
+        &self,
+        _request: Request<v1::SaveSnapshotRequest>,
+    ) -> Result<Response<v1::SaveSnapshotResponse>, Status> {
+        Err(Status::unimplemented("says the fake"))
     }
 
     async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailResponse>, Status> {

@@ -5,6 +5,7 @@ mod offer;
 mod results;
 mod runs;
 mod sessions;
+mod snapshots;
 mod standing;
 mod sync;
 mod tick;
@@ -40,6 +41,7 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         Command::Sync(report) => sync::sync(draft, pulse, context, report, sync::Occasion::Heartbeat),
         Command::Poll(report) => sync::sync(draft, pulse, context, report, sync::Occasion::StillWaiting),
         Command::Commit { handle, result } => results::commit(draft, handle, result),
+        Command::SaveSnapshot { handle, snapshot, class } => snapshots::save(draft, handle, *snapshot, class),
         Command::Fail { handle, kind, message } => results::fail(draft, handle, *kind, message),
         Command::Submit { request, seed, continue_unfinished } => {
             runs::submit(draft, context, request, *seed, *continue_unfinished)

@@ -2,7 +2,7 @@
 
 use plurality_common::{
     attempt::Handle,
-    id::{MemberIndex, WorkerId},
+    id::{MemberIndex, RunId, WorkerId},
 };
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
         budget::{Tally, disfavours_worker, excludes_worker},
         command::{Instruction, Start},
         pulse::Pulse,
-        state::{AttemptStatus, Member, Run, State, Worker},
+        state::{AttemptStatus, Member, State, Worker},
         time::Moment,
     },
     Context, Draft, Event, fresh_attempt_id, fresh_token,
@@ -49,7 +49,7 @@ pub(super) fn offer(
             worker: worker.id.clone(),
             at: draft.at,
         });
-        instructions.push(start(run, handle, index));
+        instructions.push(start(state, &run.id, index, handle, &worker.id));
     }
     instructions
 }
@@ -97,13 +97,15 @@ fn is_disfavoured(state: &State, member: &Member, worker: &WorkerId) -> bool {
 }
 
 /// Tells a worker to begin an attempt.
-pub(super) fn start(run: &Run, handle: Handle, member: MemberIndex) -> Instruction {
+pub(super) fn start(state: &State, run: &RunId, member: MemberIndex, handle: Handle, worker: &WorkerId) -> Instruction {
+    let run = state.run(run);
     Instruction::Start(Box::new(Start {
-        handle,
         run: run.id.clone(),
         member,
         recipe: run.request.recipe.clone(),
         run_seed: run.seed,
         dataset: run.request.dataset,
+        resume: state.resumable(run.member(member), worker, &handle.attempt_id),
+        handle,
     }))
 }

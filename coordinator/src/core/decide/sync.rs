@@ -13,6 +13,7 @@ use super::{
     },
     Beat, Context, Decision, Draft, Event, Refusal, Reply,
     offer::{offer, start},
+    snapshots,
     standing::{Standing, hear, standing},
 };
 
@@ -70,7 +71,7 @@ pub(super) fn sync(
         let mut free_slots = report.free_slots.min(worker.profile.slots) as usize;
         // The answer that carried these was lost, or is still on its way: the same token again, no second attempt.
         let repeated = unreported.iter().take(free_slots);
-        instructions.extend(repeated.map(|one| start(state.run(&one.run), one.handle(), one.member)));
+        instructions.extend(repeated.map(|one| start(state, &one.run, one.member, one.handle(), &worker.id)));
         free_slots = free_slots.saturating_sub(unreported.len()).min(unused_slots(&draft, worker));
         instructions.extend(offer(&mut draft, pulse, context, worker, free_slots));
     }
@@ -95,6 +96,7 @@ fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
     if let (None, Some(class)) = (&attempt.class, &report.class) {
         draft.push(Event::AttemptClassified { attempt: id.clone(), class: class.clone() });
     }
+    snapshots::take_in(draft, attempt, report);
     draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
 }
 

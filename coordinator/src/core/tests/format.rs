@@ -2,7 +2,9 @@
 
 use super::Event;
 
-const LINES: &str = include_str!("events.v1.jsonl");
+const LINES: &str = include_str!("events.v2.jsonl");
+/// What version 1 wrote.
+const OLDER_LINES: &str = include_str!("events.v1.jsonl");
 
 /// Kinds of events, so that a new one cannot be forgotten below.
 fn kind(event: &Event) -> usize {
@@ -14,18 +16,21 @@ fn kind(event: &Event) -> usize {
         Event::AttemptOffered { .. } => 4,
         Event::AttemptStarted { .. } => 5,
         Event::AttemptClassified { .. } => 6,
-        Event::AttemptUploading { .. } => 7,
-        Event::AttemptSuspected { .. } => 8,
-        Event::AttemptReturned { .. } => 9,
-        Event::AttemptLost { .. } => 10,
-        Event::AttemptFailed { .. } => 11,
-        Event::AttemptDrained { .. } => 12,
-        Event::AttemptSuperseded { .. } => 13,
-        Event::ResultReceived { .. } => 14,
-        Event::ResultRejected { .. } => 15,
-        Event::MemberCommitted { .. } => 16,
-        Event::MemberFailed { .. } => 17,
-        Event::RunFinished { .. } => 18,
+        Event::AttemptResumed { .. } => 7,
+        Event::AttemptSnapshotted { .. } => 8,
+        Event::SnapshotRefused { .. } => 9,
+        Event::AttemptUploading { .. } => 10,
+        Event::AttemptSuspected { .. } => 11,
+        Event::AttemptReturned { .. } => 12,
+        Event::AttemptLost { .. } => 13,
+        Event::AttemptFailed { .. } => 14,
+        Event::AttemptDrained { .. } => 15,
+        Event::AttemptSuperseded { .. } => 16,
+        Event::ResultReceived { .. } => 17,
+        Event::ResultRejected { .. } => 18,
+        Event::MemberCommitted { .. } => 19,
+        Event::MemberFailed { .. } => 20,
+        Event::RunFinished { .. } => 21,
     }
 }
 
@@ -38,7 +43,16 @@ fn the_stored_format_is_what_it_was() {
         kinds.push(kind(&event));
     }
     kinds.dedup();
-    assert_eq!(kinds, (0..=18).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=21).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_event_of_an_older_version_is_an_event_of_this_one() {
+    let newer: Vec<Event> = LINES.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in OLDER_LINES.lines() {
+        let event: Event = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert!(newer.contains(&event), "{line}");
+    }
 }
 
 #[test]

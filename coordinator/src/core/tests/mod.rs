@@ -7,16 +7,17 @@ mod script;
 use std::{collections::BTreeMap, time::Duration};
 
 use plurality_common::{
-    attempt::{DeterminismClass, Handle, Progress},
+    attempt::{DeterminismClass, Handle, Progress, SnapshotRef},
     blob::BlobRef,
     dataset::DatasetRef,
     digest::Digest,
     id::{AttemptId, InstanceId, MemberIndex, RunId},
+    limits::SNAPSHOTS_KEPT,
 };
 
 use super::{
-    AttemptReport, AttemptStatus, Command, Context, Decision, Event, MemberResult, Moment, RecipeText, Registration,
-    RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
+    AttemptReport, AttemptStatus, Command, Context, Decision, Event, Instruction, MemberResult, Moment, RecipeText,
+    Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
 };
 
 /// Short windows, so that scripts and random sequences see them end.
@@ -57,7 +58,28 @@ impl Stage {
         self.log.extend(decision.events.iter().cloned());
         self.world.check_invariants().unwrap_or_else(|broken| panic!("after {command:?}: {broken}"));
         assert_at_most_one_commit(&self.log, &self.world);
+        assert_no_snapshot_is_forgotten(&self.log, &self.world);
+        self.assert_starts_can_be_resumed(&decision);
         decision
+    }
+
+    /// Checks that whatever a worker is to go on from was made on what it runs on, newest first.
+    fn assert_starts_can_be_resumed(&self, decision: &Decision) {
+        let Ok(Reply::Synced(instructions)) = &decision.reply else { return };
+        for instruction in instructions {
+            let Instruction::Start(start) = instruction else { continue };
+            let state = &self.world.state;
+            let attempt = state.attempt(&start.handle.attempt_id);
+            let class = state.worker(&attempt.worker).profile.class.as_ref();
+            let resume = &start.resume;
+            assert!(resume.len() <= SNAPSHOTS_KEPT && resume.iter().rev().is_sorted_by_key(|snapshot| snapshot.step));
+            for snapshot in resume {
+                let mut others = state.attempts_of(state.member_of(attempt)).filter(|other| other.id != attempt.id);
+                let is_earlier =
+                    others.any(|other| other.snapshots.contains(snapshot) && other.class.as_ref() == class);
+                assert!(is_earlier && class.is_some(), "a snapshot of another class, member or of nobody is offered");
+            }
+        }
     }
 
     /// Lets time pass as a running coordinator sees it. Returns what happens.
@@ -116,6 +138,20 @@ fn assert_at_most_one_commit(log: &[Event], world: &World) {
     }
 }
 
+/// Checks that each snapshot ever taken in is kept by its attempt, or listed as one whose blob can go.
+fn assert_no_snapshot_is_forgotten(log: &[Event], world: &World) {
+    let state = &world.state;
+    for event in log {
+        if let Event::AttemptSnapshotted { attempt, step, snapshot, .. } = event {
+            let is_kept = state.attempt(attempt).snapshots.contains(&SnapshotRef { step: *step, blob: *snapshot });
+            assert!(is_kept || state.discarded.contains(&snapshot.sha256), "a snapshot was forgotten");
+        }
+    }
+    let named = state.attempts.values().flat_map(|attempt| &attempt.snapshots);
+    let can_go = state.discarded_snapshots(0, usize::MAX).blobs;
+    assert!(named.into_iter().all(|snapshot| !can_go.contains(&snapshot.blob.sha256)), "a snapshot in use can go");
+}
+
 fn request(size: u32, recipe: &str) -> RunRequest {
     let blob = |name: &str| BlobRef::of(name.as_bytes());
     let dataset = DatasetRef {
@@ -139,8 +175,14 @@ fn registration(instance: &str, name: &str, slots: u32, held: Vec<Handle>) -> Re
         threads_per_slot: 1,
         device: "cpu".to_owned(),
         cores: 2,
+        class: None,
     };
     Registration { instance: InstanceId::new(instance), profile, held }
+}
+
+/// What trainers run on where the processor is of another model.
+fn class_of(device_model: &str) -> DeterminismClass {
+    DeterminismClass { device_model: device_model.to_owned(), ..class() }
 }
 
 fn class() -> DeterminismClass {
@@ -155,7 +197,12 @@ fn class() -> DeterminismClass {
 }
 
 fn report(handle: Handle, progress: Progress) -> AttemptReport {
-    AttemptReport { handle, progress, class: Some(class()) }
+    AttemptReport { handle, progress, class: Some(class()), resumed_step: 0, refused: Vec::new() }
+}
+
+/// A snapshot whose bytes are `name`.
+fn snapshot(step: u64, name: &str) -> SnapshotRef {
+    SnapshotRef { step, blob: BlobRef::of(name.as_bytes()) }
 }
 
 fn result(checkpoint: &str) -> MemberResult {

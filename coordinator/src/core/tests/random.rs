@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use plurality_common::{
-    attempt::{FailureKind, Handle, Phase, Progress},
+    attempt::{DeterminismClass, FailureKind, Handle, Phase, Progress, SnapshotRef},
     digest::Digest,
     id::{AttemptId, Token, WorkerId},
 };
@@ -13,9 +13,10 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        AttemptStatus, CommitVerdict, Instruction, MemberStatus, Reply, RunOutcome, SyncReport, VerificationOutcome,
+        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, SyncReport,
+        VerificationOutcome,
     },
-    Command, Stage, registration, report, request, result, verification,
+    AttemptReport, Command, Stage, class, class_of, registration, report, request, result, snapshot, verification,
 };
 
 /// Workers on stage while there are faults.
@@ -34,6 +35,8 @@ enum Action {
     Register { worker: usize, is_lost: bool },
     Sync { worker: usize, is_lost: bool, is_poll: bool },
     Commit { worker: usize, which: usize, is_lost: bool, checkpoint: &'static str },
+    Save { worker: usize, which: usize, step: u64, is_lost: bool },
+    RefuseSnapshot { worker: usize, which: usize },
     Fail { worker: usize, which: usize, kind: FailureKind, is_lost: bool },
     Forge { which: usize, is_commit: bool },
     Repeat { which: usize },
@@ -64,6 +67,9 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(worker, is_lost, is_poll)| Action::Sync { worker, is_lost, is_poll }),
         6 => (worker.clone(), 0..4_usize, lost, prop::sample::select(CHECKPOINTS))
             .prop_map(|(worker, which, is_lost, checkpoint)| Action::Commit { worker, which, is_lost, checkpoint }),
+        6 => (worker.clone(), 0..4_usize, 1..6_u64, lost)
+            .prop_map(|(worker, which, step, is_lost)| Action::Save { worker, which, step, is_lost }),
+        1 => (worker.clone(), 0..4_usize).prop_map(|(worker, which)| Action::RefuseSnapshot { worker, which }),
         3 => (worker.clone(), 0..4_usize, kind, lost)
             .prop_map(|(worker, which, kind, is_lost)| Action::Fail { worker, which, kind, is_lost }),
         1 => (0..20_usize, any::<bool>()).prop_map(|(which, is_commit)| Action::Forge { which, is_commit }),
@@ -86,7 +92,19 @@ struct Player {
     lives: u32,
     session: Option<WorkerId>,
     held: BTreeMap<AttemptId, Handle>,
+    /// What it was given to go on from, and what it has refused of that.
+    resume: BTreeMap<AttemptId, Vec<SnapshotRef>>,
+    refused: BTreeMap<AttemptId, Vec<RefusedSnapshot>>,
     is_leaving: bool,
+}
+
+/// The class that a worker says its trainers run on. The third does not say; they are abaci as the first one's.
+fn class_of_worker(worker: usize) -> Option<DeterminismClass> {
+    match worker % WORKERS {
+        0 => Some(class()),
+        1 => Some(class_of("slide rule")),
+        _ => None,
+    }
 }
 
 struct Play {
@@ -122,6 +140,8 @@ impl Play {
             Action::Register { worker, is_lost } => self.register(worker, is_lost),
             Action::Sync { worker, is_lost, is_poll } => self.sync(worker, is_lost, is_poll),
             Action::Commit { worker, which, is_lost, checkpoint } => self.commit(worker, which, is_lost, checkpoint),
+            Action::Save { worker, which, step, is_lost } => self.save(worker, which, step, is_lost),
+            Action::RefuseSnapshot { worker, which } => self.refuse_snapshot(worker, which),
             Action::Fail { worker, which, kind, is_lost } => {
                 let Some(handle) = self.nth_held(worker, which) else { return };
                 self.say(Command::Fail { handle: handle.clone(), kind, message: "as the test demands".to_owned() });
@@ -166,7 +186,9 @@ impl Play {
         let player = self.players[worker].clone();
         let instance = format!("instance {worker} {}", player.lives);
         let held = player.held.into_values().collect();
-        let reply = self.say(Command::Register(registration(&instance, &format!("w{worker}"), SLOTS, held)));
+        let mut registration = registration(&instance, &format!("w{worker}"), SLOTS, held);
+        registration.profile.class = class_of_worker(worker);
+        let reply = self.say(Command::Register(registration));
         if let (Some(Reply::Registered(registered)), false) = (reply, is_lost) {
             let player = &mut self.players[worker];
             player.session = Some(registered.worker);
@@ -181,10 +203,18 @@ impl Play {
         let Some(session) = player.session else { return };
         let held = u32::try_from(player.held.len()).unwrap();
         let progress = Progress { phase: Phase::Training, step: 3, ..Progress::default() };
+        let report_of = |handle: Handle| {
+            let refused = player.refused.get(&handle.attempt_id).cloned().unwrap_or_default();
+            let given = player.resume.get(&handle.attempt_id).cloned().unwrap_or_default();
+            let taken = given.iter().find(|given| refused.iter().all(|refused| refused.snapshot != **given));
+            let class = class_of_worker(worker).or_else(|| Some(class()));
+            let resumed_step = taken.map_or(0, |taken| taken.step);
+            AttemptReport { class, refused, resumed_step, ..report(handle, progress.clone()) }
+        };
         let sync = SyncReport {
             worker: session,
             free_slots: if player.is_leaving { 0 } else { SLOTS.saturating_sub(held) },
-            attempts: player.held.into_values().map(|handle| report(handle, progress.clone())).collect(),
+            attempts: player.held.into_values().map(report_of).collect(),
             is_leaving: player.is_leaving,
         };
         let command = if is_poll { Command::Poll(sync) } else { Command::Sync(sync) };
@@ -198,6 +228,7 @@ impl Play {
                 for instruction in instructions {
                     match instruction {
                         Instruction::Start(start) => {
+                            player.resume.insert(start.handle.attempt_id.clone(), start.resume);
                             player.held.insert(start.handle.attempt_id.clone(), start.handle);
                         }
                         Instruction::Stop(stop) => {
@@ -225,6 +256,31 @@ impl Play {
             self.acknowledged.push((handle.attempt_id.clone(), digest));
         }
         self.players[worker].held.remove(&handle.attempt_id);
+    }
+
+    /// Hands a snapshot over. Its bytes follow from class, member and step, as those of a sound trainer do; at step 5 they
+    /// differ from attempt to attempt.
+    fn save(&mut self, worker: usize, which: usize, step: u64, is_lost: bool) {
+        let Some(handle) = self.nth_held(worker, which) else { return };
+        let class = class_of_worker(worker).unwrap_or_else(class);
+        let spoilt = if step == 5 { handle.attempt_id.as_str() } else { "" };
+        let member = self.stage.world.state.attempt(&handle.attempt_id).member;
+        let snapshot = snapshot(step, &format!("{class} {member} {step} {spoilt}"));
+        let first = self.say(Command::SaveSnapshot { handle: handle.clone(), snapshot, class: class.clone() });
+        if is_lost {
+            let again = self.stage.step(&Command::SaveSnapshot { handle, snapshot, class });
+            assert_eq!(again.events, [], "what is repeated at once changes nothing");
+            assert_eq!(again.reply.ok(), first, "and is answered alike");
+        }
+    }
+
+    fn refuse_snapshot(&mut self, worker: usize, which: usize) {
+        let Some(Handle { attempt_id, .. }) = self.nth_held(worker, which) else { return };
+        let player = &mut self.players[worker];
+        let refused = player.refused.entry(attempt_id.clone()).or_default();
+        if let Some(snapshot) = player.resume.get(&attempt_id).and_then(|given| given.get(refused.len())) {
+            refused.push(RefusedSnapshot { snapshot: *snapshot, reason: "as the test demands".to_owned() });
+        }
     }
 
     /// Speaks for an attempt without the right to.

@@ -7,13 +7,17 @@
 //!
 //! ```text
 //! submit size=N [seed=S] [recipe=NAME] [continue]
-//! register w1 [slots=N] [instance=NAME] [held=a1,a2]
-//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving]      poll w1 …
+//! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
+//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP]      poll w1 …
+//! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
 //! commit a1 [checkpoint=NAME] [nan] [forged]               fail a1 kind [forged] [message]
 //! accept a1          reject a1 reason
 //! cancel r1          drain w1          crash w1          leave w1
 //! wait N             restart           sleep N (the coordinator itself stands still)
-//! show r1            workers           verifications
+//! show r1            workers           verifications      discarded
+//!
+//! Attempts run on the class `abacus`; a worker without a class does not say what it runs on. A snapshot's bytes are its name,
+//! or `snapshot N` after its step.
 //! ```
 
 use std::{
@@ -25,13 +29,18 @@ use std::{
 
 use plurality_common::{
     attempt::{FailureKind, Handle, Phase, Progress},
+    digest::Digest,
     id::{AttemptId, RunId, Token, WorkerId},
 };
 use serde_json::Value;
 
 use super::{
-    super::{CommitVerdict, Instruction, Refusal, Reply, RunOutcome, StopReason, SyncReport, VerificationOutcome},
-    Command, Event, Stage, registration, report, request, result, verification,
+    super::{
+        CommitVerdict, DiscardedSnapshots, Instruction, Refusal, RefusedSnapshot, Reply, RunOutcome, SnapshotVerdict,
+        StopReason, SyncReport, VerificationOutcome,
+    },
+    AttemptReport, Command, Event, Stage, class, class_of, registration, report, request, result, snapshot,
+    verification,
 };
 
 macro_rules! scripts {
@@ -54,6 +63,12 @@ scripts! {
     a_lost_reply_offers_the_same_attempt_again,
     a_member_fails_when_its_budget_is_spent,
     a_member_that_no_worker_can_train_says_so,
+    a_refused_snapshot_is_offered_to_nobody_again,
+    a_snapshot_goes_only_to_a_worker_of_its_class,
+    a_snapshot_that_is_late_or_repeated_changes_nothing,
+    after_a_refused_result_a_member_begins_anew,
+    an_attempt_keeps_its_newest_two_snapshots,
+    snapshots_of_an_ended_member_can_go,
     a_machines_fault_is_charged_to_the_loss_budget,
     a_numeric_failure_that_comes_again_is_final,
     a_rejected_result_is_charged_and_tried_again,
@@ -134,6 +149,10 @@ impl Player {
             }
             "show" => self.show(&self.run(arguments[0])),
             "workers" => self.show_workers(),
+            "discarded" => {
+                let DiscardedSnapshots { blobs, .. } = self.stage.world.state.discarded_snapshots(0, usize::MAX);
+                blobs.iter().map(|digest| self.name_of_snapshot(*digest)).collect()
+            }
             "verifications" => {
                 let pending = self.stage.world.pending_verifications();
                 pending.iter().map(|one| self.rename(&format!("{} member {}", one.attempt, one.member))).collect()
@@ -173,12 +192,18 @@ impl Player {
             "register" => {
                 let instance = named("instance").unwrap_or(arguments[0]);
                 let slots = number("slots").unwrap_or(1);
-                Command::Register(registration(instance, arguments[0], slots, handles("held")))
+                let mut registration = registration(instance, arguments[0], slots, handles("held"));
+                registration.profile.class = named("class").map(class_of);
+                Command::Register(registration)
             }
             "sync" | "poll" => {
                 let phase = if flag("uploading") { Phase::Uploading } else { Phase::Training };
                 let progress = Progress { phase, ..Progress::default() };
-                let attempts = handles("hold").into_iter().map(|handle| report(handle, progress.clone())).collect();
+                let refused: Vec<_> = number("refused").map(|step| refused_snapshot(step.into())).into_iter().collect();
+                let resumed_step = number("resumed").map_or(0, u64::from);
+                let reports = handles("hold").into_iter().map(|handle| report(handle, progress.clone()));
+                let attempts = reports.map(|report| AttemptReport { resumed_step, refused: refused.clone(), ..report });
+                let attempts = attempts.collect();
                 let report = SyncReport {
                     worker: self.worker(arguments[0]),
                     free_slots: number("free").unwrap_or(0),
@@ -193,6 +218,16 @@ impl Player {
                     result.train_seconds = f64::NAN;
                 }
                 Command::Commit { handle: spoken_for(), result }
+            }
+            "save" => {
+                let step = number("step").unwrap().into();
+                let blob = named("snapshot")
+                    .map_or_else(|| snapshot(step, &format!("snapshot {step}")), |name| snapshot(step, name));
+                Command::SaveSnapshot {
+                    handle: spoken_for(),
+                    snapshot: blob,
+                    class: named("class").map_or_else(class, class_of),
+                }
             }
             "fail" => {
                 let kind: FailureKind = serde_json::from_value(Value::String(arguments[1].to_owned())).unwrap();
@@ -269,6 +304,7 @@ impl Player {
         for (key, value) in &fields {
             match (key.as_str(), value) {
                 ("event" | "at" | "token" | "class" | "instance" | "profile" | "request" | "result", _) => {}
+                ("snapshot", _) => {}
                 ("verification", _) => {}
                 (_, Value::String(text)) => write!(line, " {key}={text}").unwrap(),
                 (_, other) => write!(line, " {key}={other}").unwrap(),
@@ -291,11 +327,22 @@ impl Player {
                 lines
             }
             Ok(Reply::Synced(instructions)) => instructions.iter().map(print_instruction).collect(),
+            Ok(Reply::Saved(SnapshotVerdict::Kept)) => vec!["-> kept".to_owned()],
+            Ok(Reply::Saved(SnapshotVerdict::Needless)) => vec!["-> needless".to_owned()],
             Ok(Reply::Committed(CommitVerdict::Accepted)) => vec!["-> accepted".to_owned()],
             Ok(Reply::Committed(CommitVerdict::Superseded)) => vec!["-> superseded".to_owned()],
             Ok(Reply::Committed(CommitVerdict::Rejected { reason })) => vec![format!("-> rejected: {reason}")],
         };
         lines.iter().map(|line| self.rename(line)).collect()
+    }
+
+    /// Names a snapshot by its step, which an event of the log tells.
+    fn name_of_snapshot(&self, digest: Digest) -> String {
+        let mut steps = self.stage.log.iter().filter_map(|event| match event {
+            Event::AttemptSnapshotted { step, snapshot, .. } if snapshot.sha256 == digest => Some(step),
+            _ => None,
+        });
+        format!("snapshot of step {}", steps.next().unwrap())
     }
 
     fn show(&self, run: &RunId) -> Vec<String> {
@@ -316,7 +363,14 @@ impl Player {
             for attempt in &member.attempts {
                 let status = format!("{:?}", attempt.status);
                 let word = status.split([' ', '(', '{']).next().unwrap_or_default();
-                lines.push(format!("  {} on {} {word}", attempt.id, attempt.worker_name));
+                let resumed = if attempt.resumed_step > 0 {
+                    format!(", from step {}", attempt.resumed_step)
+                } else {
+                    String::new()
+                };
+                let kept = attempt.snapshot_step.map(|step| format!(", snapshot of step {step}")).unwrap_or_default();
+                lines.push(format!("  {} on {} {word}{resumed}{kept}", attempt.id, attempt.worker_name));
+                lines.extend(attempt.notes.iter().map(|note| format!("    {note}")));
             }
         }
         lines.iter().map(|line| self.rename(line)).collect()
@@ -339,10 +393,17 @@ impl Player {
     }
 }
 
+/// A refusal of the snapshot that is named after its step.
+fn refused_snapshot(step: u64) -> RefusedSnapshot {
+    RefusedSnapshot { snapshot: snapshot(step, &format!("snapshot {step}")), reason: "header is damaged".to_owned() }
+}
+
 fn print_instruction(instruction: &Instruction) -> String {
     match instruction {
         Instruction::Start(start) => {
-            format!("-> start {} member {} of {}", start.handle.attempt_id, start.member, start.run)
+            let steps: Vec<String> = start.resume.iter().map(|snapshot| snapshot.step.to_string()).collect();
+            let resume = if steps.is_empty() { String::new() } else { format!(", from step {}", steps.join(" or ")) };
+            format!("-> start {} member {} of {}{resume}", start.handle.attempt_id, start.member, start.run)
         }
         Instruction::Stop(stop) => print_stop(&stop.attempt, stop.reason),
         Instruction::Drain => "-> drain".to_owned(),
