@@ -5,7 +5,7 @@ use std::{error::Error, path::PathBuf};
 use clap::Parser;
 
 use crate::{
-    config::{Device, Name, ServerAddress, SlotCount, Span},
+    config::{Device, Name, SNAPSHOT_INTERVAL_SECONDS_MAX, ServerAddress, SlotCount, Span},
     logging::LogFormat,
 };
 
@@ -66,6 +66,10 @@ pub struct Arguments {
     /// coordinator says, 1h].
     #[arg(long, value_name = "TIME", env = "PLURALITY_ORPHAN_TIMEOUT")]
     pub orphan_timeout: Option<Span>,
+    /// Least seconds between two snapshots of a training; another attempt goes on from the newest. 0: as often as the
+    /// trainer can [default: 60].
+    #[arg(long, value_name = "SECONDS", env = "PLURALITY_SNAPSHOT_INTERVAL", value_parser = clap::value_parser!(u32).range(0..=i64::from(SNAPSHOT_INTERVAL_SECONDS_MAX)))]
+    pub snapshot_interval: Option<u32>,
     /// How log lines look [default: text].
     #[arg(long, value_enum, env = "PLURALITY_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,

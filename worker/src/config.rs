@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use plurality_common::limits::SLOTS_MAX;
+use plurality_common::limits::{SLOTS_MAX, SNAPSHOT_INTERVAL};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
@@ -16,6 +16,8 @@ use crate::{cli::Arguments, logging::LogFormat};
 
 /// Longest name of a worker, in characters: it stands in tables.
 const NAME_CHARS_MAX: usize = 64;
+/// Longest time between two snapshots, in seconds: a day, beyond which no training of this project goes.
+pub const SNAPSHOT_INTERVAL_SECONDS_MAX: u32 = 86_400;
 /// Largest configuration file read; a real one has ten lines.
 const CONFIG_BYTES_MAX: u64 = 64 * 1024;
 
@@ -36,6 +38,8 @@ pub struct Settings {
     pub cache: PathBuf,
     /// How long to train on without a coordinator; absent: as the coordinator says.
     pub orphan_timeout: Option<Duration>,
+    /// Least time between two snapshots of a training.
+    pub snapshot_interval: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// The trainer program; absent: `worker-trainer` beside this program.
@@ -104,6 +108,7 @@ struct File {
     name: Option<Name>,
     cache: Option<PathBuf>,
     orphan_timeout: Option<Span>,
+    snapshot_interval: Option<Interval>,
     log_format: Option<LogFormat>,
     trainer: Option<PathBuf>,
 }
@@ -128,6 +133,10 @@ impl Settings {
             name: arguments.name.or(file.name).unwrap_or_else(Name::of_host),
             cache,
             orphan_timeout: arguments.orphan_timeout.or(file.orphan_timeout).map(|span| span.0),
+            snapshot_interval: arguments
+                .snapshot_interval
+                .or(file.snapshot_interval.map(|interval| interval.0))
+                .map_or(SNAPSHOT_INTERVAL, |seconds| Duration::from_secs(seconds.into())),
             log_format: arguments.log_format.or(file.log_format).unwrap_or_default(),
             trainer: arguments.trainer.or(file.trainer),
             exit_with_parent: arguments.exit_with_parent,
@@ -262,6 +271,19 @@ impl<'de> Deserialize<'de> for Threads {
     }
 }
 
+/// Seconds between two snapshots in a configuration file.
+#[derive(Clone, Copy, Debug)]
+struct Interval(u32);
+
+impl<'de> Deserialize<'de> for Interval {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u32::deserialize(deserializer)? {
+            seconds @ 0..=SNAPSHOT_INTERVAL_SECONDS_MAX => Ok(Self(seconds)),
+            other => Err(de::Error::custom(ValueError::new("seconds from 0 to 86400", &other.to_string()))),
+        }
+    }
+}
+
 /// What is to train, as asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Device {
@@ -384,14 +406,19 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
-        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'";
+        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = 5";
         let settings = gather(file, &["--connect", "other:2", "--device", "cpu"]).unwrap();
         assert_eq!(settings.connect.to_string(), "other:2");
         assert_eq!(settings.device, Device::Exactly(ResolvedDevice::Cpu));
         assert_eq!(settings.slots, SlotCount::Exactly(3));
         assert_eq!(settings.threads_per_slot, 2);
         assert_eq!(settings.orphan_timeout, Some(Duration::from_secs(120)));
+        assert_eq!(settings.snapshot_interval, Duration::from_secs(5));
         assert_eq!(settings.log_format, LogFormat::Text);
+        let settings = gather(file, &["--snapshot-interval", "0"]).unwrap();
+        assert_eq!(settings.snapshot_interval, Duration::ZERO);
+        let settings = gather("connect = 'host:1'", &[]).unwrap();
+        assert_eq!(settings.snapshot_interval, SNAPSHOT_INTERVAL);
     }
 
     #[test]
@@ -404,6 +431,8 @@ mod tests {
             ("threads-per-slot = 0", vec!["1 to 1024"]),
             ("device = 'tpu'", vec!["auto, cpu, cuda or cuda:N", "tpu"]),
             ("orphan-timeout = '1d'", vec!["s, m or h", "1d"]),
+            ("snapshot-interval = 86401", vec!["seconds from 0 to 86400", "86401"]),
+            ("snapshot-interval = -1", vec!["-1", "u32"]),
             ("name = ''", vec!["1 to 64"]),
         ] {
             let text = chain(&gather(file, &[]).unwrap_err());

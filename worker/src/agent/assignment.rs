@@ -1,10 +1,11 @@
 //! What the coordinator gives out to be trained, checked.
 
 use plurality_common::{
-    attempt::Handle,
+    attempt::{Handle, SnapshotRef},
     dataset::DatasetRef,
     digest::Digest,
     id::{MemberIndex, RunId},
+    limits::SNAPSHOTS_KEPT,
     recipe::{
         Recipe,
         parse::{RecipeError, recipe_from_json},
@@ -27,6 +28,8 @@ pub struct Assignment {
     pub run_seed: u64,
     /// On what to train.
     pub dataset: DatasetRef,
+    /// What to go on from, newest first, at most [`SNAPSHOTS_KEPT`].
+    pub resume: Vec<SnapshotRef>,
 }
 
 /// An assignment cannot be understood; a worker of another version may.
@@ -63,18 +66,21 @@ impl TryFrom<v1::Start> for Assignment {
     type Error = AssignmentError;
 
     fn try_from(start: v1::Start) -> Result<Self, Self::Error> {
-        let v1::Start { handle: _, run_id, member, recipe_json, recipe_sha256, run_seed, dataset, resume: _ } = start;
+        let v1::Start { handle: _, run_id, member, recipe_json, recipe_sha256, run_seed, dataset, resume } = start;
         let recipe = recipe_from_json(&recipe_json)?;
         let found = recipe.digest();
         if found.to_string() != recipe_sha256 {
             return Err(AssignmentError::Digest { expected: recipe_sha256, found });
         }
+        let resume = resume.into_iter().take(SNAPSHOTS_KEPT);
+        let resume = resume.map(|snapshot| SnapshotRef::try_from(snapshot).map_err(|error| error.within("resume")));
         Ok(Self {
             run_id: RunId::new(wire::text("run_id", run_id, wire::ID_BYTES_MAX)?),
             member: MemberIndex(member),
             recipe,
             run_seed,
             dataset: wire::required("dataset", dataset)?,
+            resume: resume.collect::<Result<_, WireError>>()?,
         })
     }
 }
@@ -123,5 +129,7 @@ mod tests {
         assert!(matches!(refused(other_digest), AssignmentError::Digest { .. }));
         assert!(matches!(refused(v1::Start { dataset: None, ..start() }), AssignmentError::Wire(_)));
         assert!(matches!(refused(v1::Start { run_id: String::new(), ..start() }), AssignmentError::Wire(_)));
+        let no_step = v1::Snapshot { step: 0, blob: Some(BlobRef::of(b"x").into()) };
+        assert!(matches!(refused(v1::Start { resume: vec![no_step], ..start() }), AssignmentError::Wire(_)));
     }
 }

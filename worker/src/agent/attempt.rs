@@ -7,11 +7,11 @@ use std::{
 };
 
 use plurality_common::{
-    attempt::{DeterminismClass, FailureKind, Handle, Phase},
+    attempt::{FailureKind, Handle, Phase, SnapshotRef},
     blob::BlobRef,
     dataset::DatasetRef,
     limits::BLOB_BYTES_MAX,
-    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerSpec},
 };
 use plurality_proto::v1::{self, worker_service_client::WorkerServiceClient};
 use tokio::{
@@ -26,6 +26,8 @@ use super::{
     cache::{Cache, describe_file},
     failure::Failure,
     server::{Link, worker_id},
+    snapshots::{self, Outbox},
+    training::{Following, Trained},
     transfer::{Transfer, in_time},
     tries::{Refused, Tries},
 };
@@ -38,6 +40,9 @@ use crate::{
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a finished result may still be handed over when the worker is leaving.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(4);
+/// How long the newest snapshot may still be handed over when the worker is leaving; with the time to give the attempt back
+/// it is below the time after which a worker leaves in any case.
+const SNAPSHOT_GRACE: Duration = Duration::from_secs(3);
 /// How long a leaving worker tries to give an attempt back.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Times that a coordinator may ask for the same blobs again before it counts as broken.
@@ -62,6 +67,8 @@ pub struct Context {
     pub device: ResolvedDevice,
     /// Threads of each training.
     pub threads: u32,
+    /// Least time between two snapshots of a training.
+    pub snapshot_interval: Duration,
 }
 
 /// What the agent wants of an attempt.
@@ -100,14 +107,6 @@ impl<F: Into<Failure>> From<F> for Ended {
     }
 }
 
-/// What a training brought, beside its files.
-struct Trained {
-    class: DeterminismClass,
-    validation_accuracy: Option<f64>,
-    train_seconds: f64,
-    train_cpu_seconds: f64,
-}
-
 /// The files of a dataset.
 struct DatasetFiles {
     train_images: PathBuf,
@@ -142,15 +141,17 @@ impl Attempt {
             let files = context.fetch(assignment.dataset).await?;
             let folder = context.cache.attempt_folder();
             let folder = folder.map_err(|error| Failure::from_file("make a folder for the attempt", &error))?;
-            Ok((slot, files, folder))
+            let fetched = snapshots::fetch(&context.transfer, &assignment.resume, folder.path()).await;
+            Ok((slot, files, folder, fetched))
         };
-        let (_slot, files, folder) = tokio::select! {
+        let (_slot, files, folder, fetched) = tokio::select! {
             biased;
             ended = ordered(&mut orders) => return Err(ended),
             prepared = prepare => prepared.map_err(Ended::Failed)?,
         };
-        let spec = context.spec(&assignment, files, folder.path());
-        let trained = self.train(&spec).await?;
+        self.report.send_modify(|report| report.refused = fetched.refused);
+        let spec = context.spec(&assignment, files, fetched.files, folder.path());
+        let trained = self.train(&spec, &assignment.resume).await?;
         if let Some(accuracy) = trained.validation_accuracy {
             tracing::info!("trained in {:.1} s, validation accuracy {accuracy:.4}", trained.train_seconds);
         } else {
@@ -164,25 +165,48 @@ impl Attempt {
         }
     }
 
-    async fn train(&mut self, spec: &TrainerSpec) -> Result<Trained, Ended> {
+    async fn train(&mut self, spec: &TrainerSpec, given: &[SnapshotRef]) -> Result<Trained, Ended> {
         let mut trainer = tokio::select! {
             biased;
             ended = ordered(&mut self.orders) => return Err(ended),
             started = Trainer::start(&self.context.program, spec) => started?,
         };
+        let mut outbox = Outbox::new(Arc::clone(&self.context), self.handle.clone());
+        let following = Following { report: &self.report, outbox: &mut outbox, folder: &spec.out, given };
         let followed = tokio::select! {
             biased;
             ended = ordered(&mut self.orders) => Err(ended),
-            trained = follow(&mut trainer, &self.report) => trained.map_err(Ended::Failed),
+            trained = following.until_end(&mut trainer) => trained.map_err(Ended::Failed),
         };
         match &followed {
+            // The result makes every snapshot needless.
             Ok(_) => trainer.finish().await,
-            Err(_) => trainer.kill().await,
+            Err(ended) => {
+                trainer.kill().await;
+                self.leave_snapshot(ended, &mut outbox).await;
+            }
         }
         if matches!(&followed, Err(Ended::Failed(failure)) if failure.kind == FailureKind::Dataset) {
             self.context.cache.forget_all();
         }
         followed
+    }
+
+    /// Hands over the newest snapshot of a training that came to no end, so that the next attempt goes on from there.
+    async fn leave_snapshot(&self, ended: &Ended, outbox: &mut Outbox) {
+        let mut orders = self.orders.clone();
+        let ended = match ended {
+            Ended::Failed(_) => tokio::select! {
+                biased;
+                ended = ordered(&mut orders) => ended,
+                () = outbox.empty_before_failure() => return,
+            },
+            Ended::Forgotten => return,
+            Ended::GivenBack => Ended::GivenBack,
+        };
+        if matches!(ended, Ended::GivenBack) {
+            outbox.empty_within(SNAPSHOT_GRACE).await;
+        }
     }
 
     async fn hand_over(&self, trained: &Trained, folder: &Path) -> Result<(), Failure> {
@@ -283,7 +307,7 @@ impl Context {
         })
     }
 
-    fn spec(&self, assignment: &Assignment, files: DatasetFiles, out: &Path) -> TrainerSpec {
+    fn spec(&self, assignment: &Assignment, files: DatasetFiles, resume: Vec<PathBuf>, out: &Path) -> TrainerSpec {
         let DatasetFiles { train_images, train_labels, test_images } = files;
         TrainerSpec {
             format: TRAINER_FORMAT.to_owned(),
@@ -296,41 +320,8 @@ impl Context {
             device: self.device.to_string(),
             threads: self.threads,
             out: out.to_owned(),
-            resume: Vec::new(),
-            snapshot_interval_ms: u64::MAX,
-        }
-    }
-}
-
-/// Reads events and reports progress until the training is over.
-async fn follow(trainer: &mut Trainer, report: &watch::Sender<Report>) -> Result<Trained, Failure> {
-    let mut seen = None;
-    loop {
-        match trainer.next().await? {
-            TrainerEvent::Started { format: _, class, steps_total, epochs_total, resumed_step: _ } => {
-                tracing::info!("training {steps_total} steps in {epochs_total} passes on {}", class.device_model);
-                seen = Some(class.clone());
-                report.send_modify(|report| {
-                    report.class = Some(class);
-                    report.progress.phase = Phase::Training;
-                    report.progress.steps_total = steps_total;
-                    report.progress.epochs_total = epochs_total;
-                });
-            }
-            TrainerEvent::Progress { step, epoch, loss, images_per_second, validation_accuracy } => {
-                report.send_modify(|report| {
-                    let progress = &mut report.progress;
-                    (progress.step, progress.epoch, progress.loss) = (step, epoch, Some(loss));
-                    progress.images_per_second = images_per_second;
-                    progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
-                });
-            }
-            TrainerEvent::Snapshot { .. } | TrainerEvent::SnapshotRefused { .. } => {}
-            TrainerEvent::Finished { validation_accuracy, train_seconds, train_cpu_seconds } => {
-                let class = seen.expect("a trainer says that it has started before it says that it has finished");
-                return Ok(Trained { class, validation_accuracy, train_seconds, train_cpu_seconds });
-            }
-            TrainerEvent::Failed { kind, message } => return Err(Failure::new(kind, &message)),
+            resume,
+            snapshot_interval_ms: u64::try_from(self.snapshot_interval.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

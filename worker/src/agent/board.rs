@@ -1,8 +1,11 @@
 //! What the worker has to say about itself: written by the agent and its attempts, read by the session at each heartbeat.
 
-use plurality_common::attempt::{DeterminismClass, Handle, Progress};
+use plurality_common::attempt::{DeterminismClass, Handle, Progress, SnapshotRef};
 use plurality_proto::v1;
 use tokio::sync::watch;
+
+/// Longest reason told, in characters: it comes with each heartbeat, for each attempt.
+const REASON_CHARS_MAX: usize = 300;
 
 /// What one attempt says of itself.
 #[derive(Clone, Default, Debug)]
@@ -11,6 +14,19 @@ pub struct Report {
     pub progress: Progress,
     /// What the trainer runs on; present once it runs.
     pub class: Option<DeterminismClass>,
+    /// Step of the snapshot that it went on from; 0 from the beginning.
+    pub resumed_step: u64,
+    /// Snapshots that it could not go on from, each once.
+    pub refused: Vec<RefusedSnapshot>,
+}
+
+/// A snapshot that cannot be resumed from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RefusedSnapshot {
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// One attempt that this worker holds.
@@ -33,6 +49,19 @@ pub struct Board {
     pub is_leaving: bool,
 }
 
+impl RefusedSnapshot {
+    /// Notes why `snapshot` cannot be resumed from.
+    pub fn new(snapshot: SnapshotRef, reason: &str) -> Self {
+        Self { snapshot, reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+    }
+}
+
+impl From<RefusedSnapshot> for v1::RefusedSnapshot {
+    fn from(RefusedSnapshot { snapshot, reason }: RefusedSnapshot) -> Self {
+        Self { snapshot: Some(snapshot.into()), reason }
+    }
+}
+
 impl Board {
     /// Says whether the coordinator would act on this at once, having heard `told`.
     pub fn is_news_after(&self, told: &Self) -> bool {
@@ -47,8 +76,8 @@ impl Board {
                 handle: Some(holding.handle.clone().into()),
                 progress: Some(report.progress.into()),
                 determinism_class: report.class.map(Into::into),
-                resumed_step: 0,
-                refused_snapshots: Vec::new(),
+                resumed_step: report.resumed_step,
+                refused_snapshots: report.refused.into_iter().map(Into::into).collect(),
             }
         });
         v1::SyncRequest {
@@ -67,7 +96,15 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
+    use plurality_common::blob::BlobRef;
+
     use super::*;
+
+    #[test]
+    fn a_reason_is_cut_to_what_a_heartbeat_carries() {
+        let snapshot = SnapshotRef { step: 1, blob: BlobRef::of(b"") };
+        assert_eq!(RefusedSnapshot::new(snapshot, &"é".repeat(5000)).reason.chars().count(), REASON_CHARS_MAX);
+    }
 
     #[test]
     fn a_freed_slot_and_leaving_are_news_and_a_taken_slot_is_not() {

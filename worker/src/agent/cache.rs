@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     scratch::Scratch,
-    transfer::{Transfer, TransferError},
+    transfer::{Transfer, TransferError, Wanted},
 };
 
 /// Folder of the blobs.
@@ -122,7 +122,7 @@ impl Cache {
         let partial = self.scratch.partial().join(&name);
         for _ in 0..DOWNLOADS_MAX {
             tracing::info!("fetching blob {} ({} bytes)", blob.sha256.short(), blob.size_bytes);
-            let fetched = self.transfer.download(blob, &partial).await;
+            let fetched = self.transfer.download(blob, &partial, Wanted::Dataset).await;
             fetched.map_err(|source| CacheError::Transfer { blob, source })?;
             if is_intact(blob, &partial).await.map_err(disk)? {
                 let stored = path.clone();

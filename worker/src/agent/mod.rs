@@ -13,12 +13,18 @@ mod failure;
 mod scratch;
 mod server;
 mod session;
+mod snapshots;
+mod training;
 mod transfer;
 mod tries;
 
 use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
 
-use plurality_common::{attempt::Handle, id::AttemptId, limits::ORPHAN_TIMEOUT};
+use plurality_common::{
+    attempt::{DeterminismClass, Handle},
+    id::AttemptId,
+    limits::ORPHAN_TIMEOUT,
+};
 use plurality_proto::v1::{self, instruction::Kind, worker_service_client::WorkerServiceClient};
 use thiserror::Error;
 use tokio::{
@@ -104,7 +110,7 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
         chosen = device::choose(&program, settings.device, settings.threads_per_slot) => chosen?,
     };
     let (device, class) = chosen;
-    let identity = identify(&settings, device);
+    let identity = identify(&settings, device, class.clone());
     tracing::info!("{}: {} slots on {device}, {class}", identity.name, identity.slots);
     if !settings.connect.is_loopback() {
         tracing::warn!("the connection to {} is not encrypted", settings.connect);
@@ -144,6 +150,7 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
         program,
         device,
         threads: settings.threads_per_slot,
+        snapshot_interval: settings.snapshot_interval,
     };
     let agent = Agent {
         slots,
@@ -160,7 +167,7 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
     agent.run(session, farewell).await
 }
 
-fn identify(settings: &Settings, device: ResolvedDevice) -> Identity {
+fn identify(settings: &Settings, device: ResolvedDevice, class: DeterminismClass) -> Identity {
     let cores = config::cores();
     Identity {
         instance_id: Dice::from_system().name(),
@@ -169,6 +176,7 @@ fn identify(settings: &Settings, device: ResolvedDevice) -> Identity {
         threads_per_slot: settings.threads_per_slot,
         device: device.to_string(),
         cores,
+        class,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{io, thread, time::Duration};
 
 use plurality_common::{
+    attempt::DeterminismClass,
     id::WorkerId,
     limits::{HEARTBEAT, IDLE_SYNC, LEASE, ORPHAN_TIMEOUT, PROTOCOL, PROTOCOL_MIN},
 };
@@ -51,6 +52,8 @@ pub struct Identity {
     pub device: String,
     /// Cores of the machine.
     pub cores: u32,
+    /// What its trainers run on.
+    pub class: DeterminismClass,
 }
 
 /// What the session hands to the agent.
@@ -198,7 +201,7 @@ impl Session {
     }
 
     fn register_request(&self) -> v1::RegisterRequest {
-        let Identity { instance_id, name, slots, threads_per_slot, device, cores } = self.identity.clone();
+        let Identity { instance_id, name, slots, threads_per_slot, device, cores, class } = self.identity.clone();
         v1::RegisterRequest {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL,
@@ -210,7 +213,7 @@ impl Session {
             device,
             cores,
             held: self.board.borrow().handles(),
-            determinism_class: None,
+            determinism_class: Some(class.into()),
         }
     }
 

@@ -47,6 +47,15 @@ pub enum TransferError {
     },
 }
 
+/// What is fetched, which decides how hard it is tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// A file of the dataset: without it there is no attempt.
+    Dataset,
+    /// A snapshot: without it an attempt begins earlier.
+    Snapshot,
+}
+
 /// Moves blobs between the coordinator and files.
 #[derive(Clone, Debug)]
 pub struct Transfer {
@@ -79,8 +88,11 @@ impl Transfer {
     /// # Errors
     ///
     /// When the coordinator does not give the blob, or the file cannot be written.
-    pub async fn download(&self, blob: BlobRef, partial: &Path) -> Result<(), TransferError> {
-        let mut tries = Tries::new("fetch a file of the dataset", self.link.clone());
+    pub async fn download(&self, blob: BlobRef, partial: &Path, wanted: Wanted) -> Result<(), TransferError> {
+        let mut tries = match wanted {
+            Wanted::Dataset => Tries::new("fetch a file of the dataset", self.link.clone()),
+            Wanted::Snapshot => Tries::few("fetch a snapshot", self.link.clone()),
+        };
         let mut stored_before = 0;
         loop {
             match self.download_rest(blob, partial).await {
@@ -129,7 +141,7 @@ impl Transfer {
     ///
     /// When the coordinator does not take a blob, or a file cannot be read.
     pub async fn upload_missing(&self, files: &[(BlobRef, &Path)]) -> Result<(), TransferError> {
-        let mut tries = Tries::new("ask which results are missing", self.link.clone());
+        let mut tries = Tries::new("ask which files are missing", self.link.clone());
         let missing = loop {
             let blobs = files.iter().map(|(blob, _)| (*blob).into()).collect();
             let request = v1::FindMissingRequest { blobs };
@@ -147,7 +159,7 @@ impl Transfer {
     }
 
     async fn upload(&self, blob: BlobRef, path: &Path) -> Result<(), TransferError> {
-        let mut tries = Tries::new("send a result", self.link.clone());
+        let mut tries = Tries::new("send a file", self.link.clone());
         let mut stored_before = 0;
         loop {
             let status = match self.upload_status(blob).await {

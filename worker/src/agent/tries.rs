@@ -16,6 +16,9 @@ use super::{
 /// coordinator has learned to know its workers again.
 const DOUBTFUL_TRIES_MAX: u32 = 8;
 
+/// The same of a call that others can take the place of: once more, in case the coordinator was just about to restart.
+const DOUBTFUL_TRIES_FEW: u32 = 2;
+
 /// What an answer means for another try of the same call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -65,6 +68,7 @@ pub struct Tries {
     dice: Dice,
     notice: Notice,
     doubtful: u32,
+    doubtful_max: u32,
     /// When the coordinator comes back, the next try is due at once.
     link: watch::Receiver<Link>,
 }
@@ -72,8 +76,17 @@ pub struct Tries {
 impl Tries {
     /// Begins to try `what`, words that read after "failed to".
     pub fn new(what: &'static str, link: watch::Receiver<Link>) -> Self {
+        Self::at_most(DOUBTFUL_TRIES_MAX, what, link)
+    }
+
+    /// Begins to try what matters less than the time that many doubtful tries take.
+    pub fn few(what: &'static str, link: watch::Receiver<Link>) -> Self {
+        Self::at_most(DOUBTFUL_TRIES_FEW, what, link)
+    }
+
+    fn at_most(doubtful_max: u32, what: &'static str, link: watch::Receiver<Link>) -> Self {
         let (backoff, notice) = (Backoff::default(), Notice::default());
-        Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, link }
+        Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, doubtful_max, link }
     }
 
     /// Waits before the next try after the answer `status`.
@@ -104,7 +117,7 @@ impl Tries {
     fn judge(&mut self, status: &Status) -> Result<(), Refused> {
         match verdict(status.code()) {
             Verdict::Away => return Ok(()),
-            Verdict::Doubtful if self.doubtful + 1 < DOUBTFUL_TRIES_MAX => {
+            Verdict::Doubtful if self.doubtful + 1 < self.doubtful_max => {
                 self.doubtful += 1;
                 return Ok(());
             }
@@ -149,6 +162,17 @@ mod tests {
         progressed.doubtful = DOUBTFUL_TRIES_MAX - 1;
         let refused = progressed.pause(&Status::not_found("who?")).await.unwrap_err();
         assert_eq!(refused.to_string(), "the coordinator refused to do it: who?");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_matters_less_is_tried_once_more_after_a_doubtful_answer() {
+        let mut tries = Tries::few("do it", up().subscribe());
+        assert_eq!(tries.pause(&Status::not_found("what?")).await, Ok(()));
+        assert_eq!(tries.pause(&Status::not_found("what?")).await.unwrap_err().code, Code::NotFound);
+        let mut tries = Tries::few("do it", up().subscribe());
+        for _ in 0..100 {
+            assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,6 +36,7 @@ pub struct Notes {
     pub syncs: Vec<v1::SyncRequest>,
     pub commits: Vec<v1::CommitRequest>,
     pub failures: Vec<v1::FailRequest>,
+    pub saves: Vec<v1::SaveSnapshotRequest>,
     pub downloads: Vec<v1::DownloadRequest>,
     /// First offset of each upload.
     pub upload_offsets: Vec<u64>,
@@ -55,6 +56,10 @@ pub struct Notes {
     pub cut_uploads: VecDeque<usize>,
     /// Outcomes of the next commits; accepted when empty.
     pub commit_outcomes: VecDeque<v1::CommitOutcome>,
+    /// Outcomes of the next snapshots; kept when empty.
+    pub save_outcomes: VecDeque<v1::SnapshotOutcome>,
+    /// The coordinator is of a version without snapshots.
+    pub is_without_snapshots: bool,
     /// A worker that leaves hears nothing more: `Commit`, `Fail` and its farewell are never answered.
     pub is_deaf: bool,
     /// Attempts given out and not yet heard of; given out again as the real one does.
@@ -171,6 +176,14 @@ impl Coordinator {
         self.note(|notes| notes.starts.push_back(start));
     }
 
+    /// Gives the member that was queued last a snapshot to go on from; returns its blob.
+    pub fn resume_from(&self, step: u64, bytes: &[u8]) -> BlobRef {
+        let blob = self.hold(bytes);
+        let snapshot = v1::Snapshot { step, blob: Some(blob.into()) };
+        self.note(|notes| notes.starts.back_mut().unwrap().resume.push(snapshot));
+        blob
+    }
+
     /// Queues an instruction.
     pub fn instruct(&self, kind: Kind) {
         self.note(|notes| notes.instructions.push(v1::Instruction { kind: Some(kind) }));
@@ -283,9 +296,21 @@ impl WorkerService for Shared {
 
     async fn save_snapshot(
         &self,
-        _request: Request<v1::SaveSnapshotRequest>,
+        request: Request<v1::SaveSnapshotRequest>,
     ) -> Result<Response<v1::SaveSnapshotResponse>, Status> {
-        Err(Status::unimplemented("says the fake"))
+        self.note(|notes| {
+            if notes.is_without_snapshots {
+                return Err(Status::unimplemented("says the fake"));
+            }
+            notes.saves.push(request.into_inner());
+            let outcome = notes.save_outcomes.pop_front().unwrap_or(v1::SnapshotOutcome::Kept);
+            if outcome == v1::SnapshotOutcome::BlobMissing {
+                let lost = notes.saves.last().unwrap().snapshot.clone().unwrap().blob.unwrap().sha256;
+                notes.blobs.remove(&lost);
+                notes.partial.remove(&lost);
+            }
+            Ok(Response::new(v1::SaveSnapshotResponse { outcome: outcome.into() }))
+        })
     }
 
     async fn fail(&self, request: Request<v1::FailRequest>) -> Result<Response<v1::FailResponse>, Status> {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod coordinator;
+mod snapshots;
 mod worker;
 
 use std::fs;
@@ -104,6 +105,8 @@ fn a_trainer_that_breaks_the_protocol_is_ended() {
         ("garbage", "found \"epoch 1 done\""),
         ("endless", "a line of at most 64 KiB"),
         ("early", "`started` first"),
+        ("snapshot-early", "`started` first"),
+        ("snapshot-outside", "the name of a file without folders, found"),
         ("empty", "checkpoint.safetensors"),
     ] {
         let failure = failure_of(mode);
@@ -134,6 +137,9 @@ fn a_failure_that_the_trainer_names_keeps_its_kind() {
     let failure = failure_of("numeric");
     assert_eq!(failure.kind(), FailureKind::Numeric);
     assert_eq!(failure.message, "loss is NaN at step 4");
+    let failure = failure_of("disk-full");
+    assert_eq!(failure.kind(), FailureKind::DiskFull);
+    assert_eq!(failure.message, "failed to write a snapshot: No space left on device");
 }
 
 #[test]

@@ -37,9 +37,33 @@ echo $$ > "$here/pid"
 read -r spec
 field() { printf '%s' "$spec" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 out=$(field out)
-started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/2\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":0}"; }
+resumed=0
+started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/2\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":$resumed}"; }
 progress() { echo "{\"event\":\"progress\",\"step\":$1,\"epoch\":1,\"loss\":0.5,\"images_per_second\":100.0,\"validation_accuracy\":0.9}"; }
+snapshot() { cat > "$out/snapshot-$1"; echo "{\"event\":\"snapshot\",\"step\":$1,\"file\":\"snapshot-$1\"}"; }
+# Until the test makes the file, or the input ends because the worker is gone: 124 says that the input went on.
+await() {
+    until [ -e "$here/$1" ]; do
+        timeout 0.02 cat > /dev/null
+        [ $? = 124 ] || exit 1
+    done
+}
 case $mode in
+resume)
+    # Goes on at step 7 from the first snapshot that does not say "bad", and hands it over as its checkpoint.
+    for file in $(printf '%s' "$spec" | sed -n 's/.*"resume":\[\([^]]*\)\].*/\1/p' | tr -d '"' | tr ',' ' '); do
+        if [ "$(cat "$file")" = bad ]; then
+            echo "{\"event\":\"snapshot-refused\",\"file\":\"${file##*/}\",\"reason\":\"it says bad\"}"
+        else
+            resumed=7
+            cp "$file" "$here/resumed-from"
+            break
+        fi
+    done ;;
+snapshot-crash) started; echo weights | snapshot 4; await crash; kill -KILL $$ ;;
+snapshot-outside) started; echo '{"event":"snapshot","step":4,"file":"../stolen"}'; sleep 60 ;;
+snapshot-early) echo '{"event":"snapshot","step":4,"file":"snapshot-4"}'; sleep 60 ;;
+disk-full) started; echo '{"event":"failed","kind":"disk-full","message":"failed to write a snapshot: No space left on device"}'; exit 0 ;;
 loader)
     echo "worker-trainer: error while loading shared libraries: libtorch_cpu.so: cannot open shared object file" >&2
     exit 127 ;;
@@ -54,13 +78,15 @@ empty) started; echo '{"event":"finished","validation_accuracy":0.9,"train_secon
 esac
 started
 progress 5
-if [ "$mode" = wait ]; then
-    # Until the test lets it go, or its input ends because the worker is gone: 124 says that the input went on.
-    until [ -e "$here/go" ]; do
-        timeout 0.02 cat > /dev/null
-        [ $? = 124 ] || exit 1
-    done
-fi
+case $mode in
+wait | resume) await go ;;
+snapshots)
+    # The first has the bytes of the images, so that a test can make it large; the others name their step.
+    cat "$(field train_images)" | snapshot 10
+    await more
+    for step in 20 30 40; do echo "step $step" | snapshot $step; done
+    await go ;;
+esac
 cat "$(field train_images)" > "$out/checkpoint.safetensors"
 cat "$(field test_images)" > "$out/predictions.safetensors"
 echo '{"event":"finished","validation_accuracy":0.95,"train_seconds":1.5,"train_cpu_seconds":1.25}'
@@ -129,6 +155,21 @@ impl Worker {
     /// Lets trainers that wait go on.
     pub fn let_go(&self) {
         fs::write(self.folder().join("go"), "").unwrap();
+    }
+
+    /// Makes a file that the trainer waits for.
+    pub fn allow(&self, name: &str) {
+        fs::write(self.folder().join(name), "").unwrap();
+    }
+
+    /// Returns the names of the files in the folders of attempts.
+    pub fn attempt_files(&self) -> Vec<String> {
+        let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let instances =
+            folders(&self.folder().join("cache/instances")).flat_map(|instance| folders(&instance).collect::<Vec<_>>());
+        let attempts = instances.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("attempt-"));
+        let files = attempts.flat_map(|attempt| folders(&attempt).collect::<Vec<_>>());
+        files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     /// Sends a signal such as `TERM`.
