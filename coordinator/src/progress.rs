@@ -314,6 +314,7 @@ mod tests {
             train_seconds: None,
             failures: Vec::new(),
             waiting: String::new(),
+            attempt_list: Vec::new(),
         }
     }
 

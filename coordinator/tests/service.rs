@@ -416,6 +416,10 @@ async fn a_snapshot_is_handed_on_to_the_next_worker_of_its_class() {
     crash(&house, "fake").await;
     let mut second = FakeWorker::register(&house, named("second")).await;
     let start = second.start().await;
+    let shown = house.client().await.get("last").await.unwrap().members[0].attempt_list.clone();
+    let kept: Vec<_> = shown.iter().map(|attempt| (attempt.worker_name.as_str(), attempt.snapshot_step)).collect();
+    assert_eq!(kept, [("fake", Some(30)), ("second", None)]);
+    assert_eq!(shown[0].class.as_ref().unwrap().device_model, "paper");
     let steps: Vec<u64> = start.resume.iter().map(|snapshot| snapshot.step).collect();
     assert_eq!(steps, [30, 20]);
     let blob = BlobRef::try_from(start.resume[0].blob.clone().unwrap()).unwrap();

@@ -15,6 +15,7 @@ use self::{
 use crate::config::FileConfig;
 
 pub mod args;
+mod attempts;
 mod commands;
 pub mod error;
 mod logging;

@@ -4,6 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use jiff::{Timestamp, Unit};
 use plurality_common::recipe::Recipe;
 
+use super::attempts;
 use crate::client::view::{Member, MemberStatus, Run, Worker, percent};
 
 /// Returns one line a run.
@@ -62,7 +63,7 @@ pub fn run(run: &Run) -> String {
     for member in &run.members {
         table.add_row(member_row(member, total));
     }
-    text + "\n" + &table.trim_fmt()
+    text + "\n" + &table.trim_fmt() + &attempts::attempts(&run.members)
 }
 
 fn member_row(member: &Member, total: Option<u32>) -> [String; 8] {
@@ -118,7 +119,8 @@ pub fn recipes(recipes: &[Recipe]) -> String {
     table.trim_fmt()
 }
 
-fn table<const COLUMNS: usize>(header: [&str; COLUMNS], numbers: &[usize]) -> Table {
+/// Returns an empty table without lines, its columns `numbers` aligned to the right.
+pub(super) fn table<const COLUMNS: usize>(header: [&str; COLUMNS], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for (index, column) in table.column_iter_mut().enumerate() {

@@ -2,6 +2,8 @@
 //!
 //! These types are also the JSON of `--output json`, so they derive serialisation and their field names are a promise.
 
+mod attempt;
+
 use jiff::Timestamp;
 use plurality_common::{
     attempt::{Phase, Progress},
@@ -9,6 +11,8 @@ use plurality_common::{
 };
 use plurality_proto::v1;
 use serde::Serialize;
+
+pub use attempt::{Attempt, AttemptStatus};
 
 /// Whether a run goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -165,6 +169,8 @@ pub struct Member {
     pub failures: Vec<String>,
     /// Why no worker may take it; empty otherwise.
     pub waiting: String,
+    /// Its attempts, oldest first; empty where a run is only listed or watched.
+    pub attempt_list: Vec<Attempt>,
 }
 
 impl Member {
@@ -277,6 +283,7 @@ impl TryFrom<v1::Member> for Member {
             train_seconds: member.train_seconds,
             failures: member.failures,
             waiting: member.waiting,
+            attempt_list: member.attempt_list.into_iter().map(Attempt::try_from).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -344,6 +351,21 @@ mod tests {
             members: vec![v1::Member {
                 status: v1::MemberStatus::Committed.into(),
                 test_correct: Some(995),
+                attempt_list: vec![v1::Attempt {
+                    attempt_id: "a".to_owned(),
+                    worker_name: "anna".to_owned(),
+                    status: v1::AttemptStatus::Won.into(),
+                    determinism_class: Some(v1::DeterminismClass {
+                        libtorch_version: "2.11.0".to_owned(),
+                        device_model: "abacus".to_owned(),
+                        instruction_set: "beads".to_owned(),
+                        threads: 1,
+                        flags: String::new(),
+                        trainer_version: "0.1.0".to_owned(),
+                    }),
+                    resumed_step: 500,
+                    ..v1::Attempt::default()
+                }],
                 ..v1::Member::default()
             }],
             ..v1::Run::default()
@@ -376,7 +398,25 @@ mod tests {
               "validation_accuracy": null,
               "train_seconds": null,
               "failures": [],
-              "waiting": ""
+              "waiting": "",
+              "attempt_list": [
+                {
+                  "attempt_id": "a",
+                  "worker_name": "anna",
+                  "status": "won",
+                  "class": {
+                    "libtorch_version": "2.11.0",
+                    "device_model": "abacus",
+                    "instruction_set": "beads",
+                    "threads": 1,
+                    "flags": "",
+                    "trainer_version": "0.1.0"
+                  },
+                  "resumed_step": 500,
+                  "snapshot_step": null,
+                  "notes": []
+                }
+              ]
             }
           ]
         }

@@ -168,7 +168,12 @@ impl RunService for Runs {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let view = self.view(request.into_inner().run).await?;
-        Ok(Response::new(v1::GetResponse { run: Some(self.shown(view).await) }))
+        let attempts = show::attempts(&view);
+        let mut run = self.shown(view).await;
+        for (member, attempts) in run.members.iter_mut().zip(attempts) {
+            member.attempt_list = attempts;
+        }
+        Ok(Response::new(v1::GetResponse { run: Some(run) }))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {

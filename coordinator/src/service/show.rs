@@ -4,8 +4,8 @@ use plurality_proto::v1;
 
 use crate::board::VoteSoFar;
 use crate::core::{
-    AttemptView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome, RunView, Start, Stop, StopReason,
-    Waiting, WallTime, WorkerStatus, WorkerView,
+    AttemptStatus, AttemptView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome, RunView, Start,
+    Stop, StopReason, Waiting, WallTime, WorkerStatus, WorkerView,
 };
 
 /// Shows a run.
@@ -52,6 +52,38 @@ fn member(view: MemberView) -> v1::Member {
         train_seconds: commit.map(|commit| commit.result.train_seconds),
         failures: view.failures(),
         waiting: view.waiting.as_ref().map_or_else(String::new, waiting),
+        attempt_list: Vec::new(),
+    }
+}
+
+/// Shows the attempts of each member.
+pub fn attempts(view: &RunView) -> Vec<Vec<v1::Attempt>> {
+    view.members.iter().map(|member| member.attempts.iter().map(attempt).collect()).collect()
+}
+
+fn attempt(view: &AttemptView) -> v1::Attempt {
+    let status = match view.status {
+        AttemptStatus::Offered => v1::AttemptStatus::Offered,
+        AttemptStatus::Running => v1::AttemptStatus::Running,
+        AttemptStatus::Uploading => v1::AttemptStatus::Uploading,
+        AttemptStatus::Suspect => v1::AttemptStatus::Suspect,
+        AttemptStatus::Lost => v1::AttemptStatus::Lost,
+        AttemptStatus::Verifying => v1::AttemptStatus::Verifying,
+        AttemptStatus::Won(_) => v1::AttemptStatus::Won,
+        AttemptStatus::Failed { .. } => v1::AttemptStatus::Failed,
+        AttemptStatus::Drained => v1::AttemptStatus::Drained,
+        AttemptStatus::Cancelled => v1::AttemptStatus::Cancelled,
+        AttemptStatus::Superseded => v1::AttemptStatus::Superseded,
+        AttemptStatus::Rejected { .. } => v1::AttemptStatus::Rejected,
+    };
+    v1::Attempt {
+        attempt_id: view.id.as_str().to_owned(),
+        worker_name: view.worker_name.clone(),
+        status: status.into(),
+        determinism_class: view.class.clone().map(v1::DeterminismClass::from),
+        resumed_step: view.resumed_step,
+        snapshot_step: view.snapshot_step,
+        notes: view.notes.clone(),
     }
 }
 
