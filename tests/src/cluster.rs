@@ -203,11 +203,16 @@ impl Cluster {
 
     /// Starts a worker with one slot.
     pub fn worker(&self, name: &str) -> Process {
+        self.worker_with(name, &[])
+    }
+
+    /// Starts a worker with one slot and further arguments.
+    pub fn worker_with(&self, name: &str, further: &[&str]) -> Process {
         let cache = self.folder.path().join(format!("cache-{name}"));
         let log = self.folder.path().join(format!("worker-{name}.log"));
         let arguments = ["--connect", &self.address.to_string(), "--slots", "1", "--name", name, "--cache"];
         let cache = cache.to_string_lossy();
-        Process::start("worker", &[&arguments[..], &[&cache]].concat(), &log)
+        Process::start("worker", &[&arguments[..], &[&cache], further].concat(), &log)
     }
 
     /// Waits until `worker` trains and returns its trainers.

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use plurality_common::{
     digest::Digest,
@@ -17,6 +21,9 @@ use plurality_tests::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// As often as the trainer can.
+const OFTEN: &[&str] = &["--snapshot-interval", "0"];
 
 /// Passes of a member: seconds, while a test strikes within a tenth of a second after it saw the trainer.
 const LONG: u32 = 250;
@@ -252,4 +259,102 @@ async fn a_worker_told_to_stop_gives_its_attempt_back_uncharged() {
     let _other = cluster.worker("other");
     let run = cluster.completed(&run).await;
     assert_eq!(run.members[0].worker_name, "other");
+}
+
+/// Waits until the newest attempt of the only member has handed a snapshot over.
+async fn snapshotted(cluster: &Cluster, run: &str) {
+    let has_snapshot = |run: &v1::Run| run.members[0].attempt_list.iter().any(|one| one.snapshot_step.is_some());
+    cluster.run_until("a snapshot is handed over", run, has_snapshot).await;
+}
+
+/// Interrupts the first attempt of a member by `strike` once it has left a snapshot; another attempt must go on from there and
+/// come to the bytes of a member that nothing has interrupted.
+async fn check_resumed(strike: impl AsyncFnOnce(&Cluster, &mut Process)) {
+    let cluster = Cluster::start().await;
+    let recipe = json(&recipes::small(LONG));
+    let mut first = cluster.worker_with("first", OFTEN);
+    let run = cluster.submit(&recipe, 1, 5).await;
+    snapshotted(&cluster, &run).await;
+    strike(&cluster, &mut first).await;
+    let _second = cluster.worker_with("second", OFTEN);
+    let resumed = cluster.completed(&run).await;
+    let attempts = &resumed.members[0].attempt_list;
+    assert!(attempts.len() > 1, "{attempts:?}");
+    let last = attempts.last().unwrap();
+    assert!(last.resumed_step > 0, "the last attempt began anew: {attempts:?}");
+    assert_eq!(last.determinism_class, attempts[0].determinism_class);
+    assert!(attempts.iter().all(|attempt| attempt.notes.is_empty() && attempt.snapshot_step.is_none()), "{attempts:?}");
+
+    let undisturbed = cluster.submit(&recipe, 1, 5).await;
+    let attempts = cluster.completed(&undisturbed).await.members[0].attempt_list.clone();
+    assert_eq!((attempts.len(), attempts[0].resumed_step), (1, 0), "{attempts:?}");
+    assert_eq!(checkpoints(&cluster, &run).await, checkpoints(&cluster, &undisturbed).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_trainer_was_killed_goes_on_from_its_snapshot_to_the_same_bytes() {
+    check_resumed(async |cluster: &Cluster, first: &mut Process| {
+        for trainer in cluster.trainers(first).await {
+            send_signal(trainer, "KILL");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_worker_was_killed_goes_on_from_its_snapshot_to_the_same_bytes() {
+    check_resumed(async |_: &Cluster, first: &mut Process| first.kill()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_given_back_goes_on_from_its_snapshot_to_the_same_bytes() {
+    check_resumed(async |_: &Cluster, first: &mut Process| {
+        first.signal("TERM");
+        assert!(first.ended().await.success(), "{}", first.output());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_falls_back_to_the_one_before() {
+    let cluster = Cluster::start().await;
+    let mut first = cluster.worker_with("first", OFTEN);
+    let run = cluster.submit(&json(&recipes::small(LONG)), 1, 5).await;
+    let blobs = cluster.folder.path().join("state/artifacts/blobs/sha256");
+    wait_for("two snapshots are stored", || async { (snapshots_below(&blobs).len() >= 2).then_some(()) }).await;
+    first.signal("TERM");
+    assert!(first.ended().await.success(), "{}", first.output());
+    let stored = wait_for("only the newest two are kept", || async {
+        let stored = snapshots_below(&blobs);
+        (stored.len() == 2).then_some(stored)
+    })
+    .await;
+    let [(older, _), (_, newest)] = &stored[..] else { panic!("{stored:?}") };
+    let mut bytes = fs::read(newest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(newest, bytes).unwrap();
+    let _second = cluster.worker_with("second", OFTEN);
+    let run = cluster.completed(&run).await;
+    let attempts = &run.members[0].attempt_list;
+    assert_eq!((attempts.len(), attempts[1].resumed_step), (2, *older), "{attempts:?}");
+    assert!(attempts[1].notes.len() == 1 && attempts[1].notes[0].contains("digest"), "{attempts:?}");
+    assert!(run.members[0].failures.is_empty(), "{run:?}");
+}
+
+/// Returns the steps and files of the snapshots below `folder`, oldest step first.
+fn snapshots_below(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let files = |path: &Path| fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let blobs = files(folder).flat_map(|folder| files(&folder).collect::<Vec<_>>());
+    // A file may be removed while this looks at it.
+    let snapshots = blobs.filter_map(|path| Some((step_of_snapshot(&fs::read(&path).ok()?)?, path)));
+    let mut snapshots: Vec<_> = snapshots.collect();
+    snapshots.sort();
+    snapshots
+}
+
+/// Returns the step of a snapshot; none if the bytes are something else.
+fn step_of_snapshot(bytes: &[u8]) -> Option<u64> {
+    let (_, header) = safetensors::SafeTensors::read_metadata(bytes).ok()?;
+    let metadata: Value = serde_json::from_str(header.metadata().as_ref()?.get("plurality-snapshot")?).ok()?;
+    metadata["step"].as_u64()
 }
