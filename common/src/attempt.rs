@@ -37,6 +37,38 @@ pub struct DeterminismClass {
     pub trainer_version: String,
 }
 
+/// A part of two determinism classes that is not the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClassDifference {
+    /// Which part, by the name of its field.
+    pub part: String,
+    /// Its value in the first class.
+    pub from: String,
+    /// Its value in the second class.
+    pub to: String,
+}
+
+impl DeterminismClass {
+    /// Returns the parts in which `other` differs, in the order of the fields; none if the two are the same class.
+    pub fn differences(&self, other: &Self) -> Vec<ClassDifference> {
+        let parts = self.parts().into_iter().zip(other.parts()).filter(|(from, to)| from != to);
+        parts.map(|((part, from), (_, to))| ClassDifference { part: part.to_owned(), from, to }).collect()
+    }
+
+    /// Returns each part as text under its name.
+    fn parts(&self) -> Vec<(&'static str, String)> {
+        let Self { libtorch_version, device_model, instruction_set, threads, flags, trainer_version } = self.clone();
+        vec![
+            ("libtorch_version", libtorch_version),
+            ("device_model", device_model),
+            ("instruction_set", instruction_set),
+            ("threads", threads.to_string()),
+            ("flags", flags),
+            ("trainer_version", trainer_version),
+        ]
+    }
+}
+
 impl fmt::Display for DeterminismClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { libtorch_version, device_model, instruction_set, threads, flags, trainer_version } = self;
@@ -110,4 +142,31 @@ pub struct Progress {
     pub validation_accuracy: Option<f64>,
     /// Training images per second of wall time since the last report.
     pub images_per_second: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_classes_differ_in_exactly_the_parts_that_are_named() {
+        let class = DeterminismClass {
+            libtorch_version: "2.11.0".to_owned(),
+            device_model: "EPYC".to_owned(),
+            instruction_set: "AVX2".to_owned(),
+            threads: 1,
+            flags: "mkldnn=1".to_owned(),
+            trainer_version: "0.1.0".to_owned(),
+        };
+        assert_eq!(class.differences(&class), []);
+        let fields = serde_json::to_value(&class).unwrap();
+        let parts: Vec<_> = class.parts().into_iter().map(|(part, _)| part).collect();
+        assert_eq!(fields.as_object().unwrap().len(), parts.len());
+        assert!(parts.iter().all(|part| fields.get(part).is_some()), "{parts:?}");
+        let other = DeterminismClass { instruction_set: "AVX512".to_owned(), threads: 2, ..class.clone() };
+        let differences = class.differences(&other);
+        let found: Vec<_> =
+            differences.iter().map(|one| (one.part.as_str(), one.from.as_str(), one.to.as_str())).collect();
+        assert_eq!(found, [("instruction_set", "AVX2", "AVX512"), ("threads", "1", "2")]);
+    }
 }

@@ -128,6 +128,18 @@ impl Predictions {
         self.rows().map(most_probable).collect()
     }
 
+    /// Returns on how many images `other` names another class, and the largest difference of a probability, 0..=1.
+    ///
+    /// # Panics
+    /// When the two are not of the same images and classes.
+    pub fn differences(&self, other: &Self) -> (usize, f32) {
+        let shape = |predictions: &Self| (predictions.images, predictions.classes);
+        assert_eq!(shape(self), shape(other), "both predict the same images and classes");
+        let labels = self.labels().iter().zip(other.labels()).filter(|(own, other)| **own != *other).count();
+        let pairs = self.probabilities.iter().zip(&other.probabilities);
+        (labels, pairs.map(|(own, other)| (own - other).abs()).fold(0.0, f32::max))
+    }
+
     /// Returns a safetensors file with one f32 tensor `probabilities`, `[images, classes]`.
     pub fn to_safetensors(&self) -> Vec<u8> {
         let shape = [self.images, self.classes];

@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
-    core::{CommitView, MemberStatus, RunView, WallTime},
+    core::{CommitView, MemberStatus, MemberView, RunView, WallTime},
     dataset::{DatasetError, TestSet, TestSets},
     report::{self, MemberFacts, Report, RunFacts},
 };
@@ -61,6 +61,17 @@ pub struct Results {
     pub predictions: BlobRef,
 }
 
+/// How the predictions of two members compare.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Comparison {
+    /// Test images.
+    pub total: u32,
+    /// Test images that the two label differently.
+    pub differing: u32,
+    /// Largest difference between two probabilities, 0..=1.
+    pub difference_max: f64,
+}
+
 /// Votes could not be counted.
 #[derive(Debug, Error)]
 pub enum BoardError {
@@ -72,6 +83,9 @@ pub enum BoardError {
         /// Members of the run.
         members: usize,
     },
+    /// Members of runs that were judged on different images or classes.
+    #[error("the two members were judged on different test sets")]
+    OtherTestSet,
     /// A blob could not be read or stored.
     #[error("failed to read what the run has left")]
     Artifacts(#[from] ArtifactError),
@@ -116,8 +130,8 @@ impl VoteBoard {
         }
         let counted = runs.entry(run.id.clone()).or_default();
         if counted.vote.map_or(0, |vote| vote.members as usize) < commits.len() {
-            for &(index, commit) in &commits {
-                if let Entry::Vacant(place) = counted.predictions.entry(index) {
+            for &(member, commit) in &commits {
+                if let Entry::Vacant(place) = counted.predictions.entry(member.number.0) {
                     place.insert(Arc::new(self.predictions(commit).await?));
                 }
             }
@@ -142,9 +156,9 @@ impl VoteBoard {
             return Err(BoardError::Unfinished { committed: commits.len(), members });
         }
         let mut facts = run_facts(run, coordinator_version)?;
-        for &(index, commit) in &commits {
+        for &(member, commit) in &commits {
             let predictions = self.predictions(commit).await?;
-            facts.members.push(member_facts(run, index, commit, predictions));
+            facts.members.push(member_facts(member, commit, predictions));
         }
         let test_set = self.test_set(run).await?;
         let checkpoints = facts.members.iter().map(|member| member.checkpoint).collect();
@@ -159,6 +173,23 @@ impl VoteBoard {
         Ok(Results { report, misclassified_png, checkpoints, predictions })
     }
 
+    /// Compares the coordinator's predictions by two committed members of one test set.
+    ///
+    /// # Errors
+    /// When a blob cannot be read, or the members were judged on different test sets.
+    pub async fn compare(&self, first: CommitView<'_>, second: CommitView<'_>) -> Result<Comparison, BoardError> {
+        let (first, second) = (self.predictions(first).await?, self.predictions(second).await?);
+        if (first.images(), first.classes()) != (second.images(), second.classes()) {
+            return Err(BoardError::OtherTestSet);
+        }
+        let (differing, difference_max) = first.differences(&second);
+        Ok(Comparison {
+            total: first.images() as u32,
+            differing: differing as u32,
+            difference_max: f64::from(difference_max),
+        })
+    }
+
     async fn predictions(&self, commit: CommitView<'_>) -> Result<Predictions, BoardError> {
         let bytes = self.artifacts.get(commit.verification.predictions.sha256).await?;
         Ok(Predictions::from_safetensors(&bytes)?)
@@ -169,9 +200,9 @@ impl VoteBoard {
     }
 }
 
-fn commits(run: &RunView) -> Vec<(u32, CommitView<'_>)> {
+fn commits(run: &RunView) -> Vec<(&MemberView, CommitView<'_>)> {
     let committed = run.members.iter().filter(|member| member.status == MemberStatus::Committed);
-    committed.filter_map(|member| Some((member.index.0, member.commit()?))).collect()
+    committed.filter_map(|member| Some((member, member.commit()?))).collect()
 }
 
 fn count(members: &[Arc<Predictions>], test_set: &TestSet) -> VoteSoFar {
@@ -194,10 +225,10 @@ fn run_facts(run: &RunView, coordinator_version: &str) -> Result<RunFacts, Board
     })
 }
 
-fn member_facts(run: &RunView, index: u32, commit: CommitView<'_>, predictions: Predictions) -> MemberFacts {
+fn member_facts(member: &MemberView, commit: CommitView<'_>, predictions: Predictions) -> MemberFacts {
     let CommitView { attempt, result, .. } = commit;
     MemberFacts {
-        index,
+        index: member.number.0,
         worker: attempt.worker_name.clone(),
         device: attempt.device.clone(),
         class: result.class.clone(),
@@ -205,7 +236,7 @@ fn member_facts(run: &RunView, index: u32, commit: CommitView<'_>, predictions: 
         validation_accuracy: result.validation_accuracy,
         train_seconds: result.train_seconds,
         train_cpu_seconds: result.train_cpu_seconds,
-        attempts: run.members[index as usize].attempts.len() as u32,
+        attempts: member.attempts.len() as u32,
         predictions,
     }
 }
@@ -235,9 +266,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{
-        AttemptStatus, AttemptView, MemberResult, MemberView, RecipeText, RunOutcome, RunRequest, Verification,
-    };
+    use crate::core::{AttemptStatus, AttemptView, MemberResult, RecipeText, RunOutcome, RunRequest, Verification};
 
     struct Case {
         _folder: tempfile::TempDir,
@@ -284,7 +313,7 @@ mod tests {
             ended_at: Some(WallTime(1)),
         };
         MemberView {
-            index: MemberIndex(index),
+            number: MemberIndex(index),
             status: if commit.is_some() { MemberStatus::Committed } else { MemberStatus::Queued },
             attempts: commit.map(attempt).into_iter().collect(),
             waiting: None,
@@ -308,6 +337,7 @@ mod tests {
                     dataset: DatasetRef { train_images: test_images, train_labels: test_images, test_images },
                     test_labels,
                     size,
+                    first_member: MemberIndex(0),
                 },
                 seed: 5,
                 outcome: None,

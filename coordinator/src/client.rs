@@ -18,8 +18,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use self::view::{Run, Worker};
+use self::{
+    reproduction::{CommittedMember, Reproduced, Reproduction, Verdict},
+    view::{Run, Worker},
+};
 
+pub mod reproduction;
 pub mod view;
 
 /// How long a connection may take to be made.
@@ -92,6 +96,8 @@ pub struct Request {
     pub ensemble: u32,
     /// Whether the unfinished run of the same request is returned, if there is one.
     pub continues_unfinished: bool,
+    /// Number of the first member; 0 but for runs that add members to those of another.
+    pub first_member: u32,
 }
 
 /// What became of a request.
@@ -157,11 +163,47 @@ impl Client {
     /// # Errors
     /// When the recipe is refused, or the coordinator cannot be asked.
     pub async fn submit(&mut self, request: Request) -> Result<Submitted, ClientError> {
-        let Request { recipe_json, seed, ensemble, continues_unfinished } = request;
-        let request =
-            v1::SubmitRequest { recipe_json, seed, ensemble_size: ensemble, continue_unfinished: continues_unfinished };
+        let Request { recipe_json, seed, ensemble, continues_unfinished, first_member } = request;
+        let request = v1::SubmitRequest {
+            recipe_json,
+            seed,
+            ensemble_size: ensemble,
+            continue_unfinished: continues_unfinished,
+            first_member,
+        };
         let v1::SubmitResponse { run_id, seed, is_continued } = self.runs.submit(request).await?.into_inner();
         Ok(Submitted { run_id, seed, is_continued })
+    }
+
+    /// Has a committed member trained again.
+    ///
+    /// # Errors
+    /// When there is no such member, it is not committed, or the coordinator cannot be asked.
+    pub async fn reproduce(&mut self, run: &str, member: u32) -> Result<Reproduced, ClientError> {
+        let request = v1::ReproduceRequest { run: run.to_owned(), member };
+        let v1::ReproduceResponse { run_id, is_continued, original } = self.runs.reproduce(request).await?.into_inner();
+        Ok(Reproduced { run_id, is_continued, original: wire::required("original", original)? })
+    }
+
+    /// Compares a committed member with the same member as the run `again` trained it.
+    ///
+    /// # Errors
+    /// When one of them is not committed, or the coordinator cannot be asked.
+    pub async fn compare(&mut self, run: &str, member: u32, again: &str) -> Result<Reproduction, ClientError> {
+        let request = v1::CompareRequest { run: run.to_owned(), member, with_run: again.to_owned() };
+        let answer = self.runs.compare(request).await?.into_inner();
+        let original: CommittedMember = wire::required("original", answer.original)?;
+        let again: CommittedMember = wire::required("again", answer.again)?;
+        Ok(Reproduction {
+            member,
+            verdict: Verdict::of(&original, &again),
+            class_differences: original.class.differences(&again.class),
+            original,
+            again,
+            test_images: answer.total,
+            differing_labels: answer.differing,
+            probability_difference_max: answer.difference_max,
+        })
     }
 
     /// Lists the runs, newest first.

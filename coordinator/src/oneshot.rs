@@ -108,6 +108,7 @@ async fn train(
         seed: settings.request.seed,
         ensemble: settings.request.ensemble,
         continues_unfinished: true,
+        first_member: 0,
     };
     let submitted = client.submit(request).await?;
     place.undelivered.remember(&submitted.run_id).await?;

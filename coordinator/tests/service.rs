@@ -45,6 +45,8 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{RECIPE, TEST_IMAGES, ZEROS, write_dataset};
 
+#[path = "service/reproduce.rs"]
+mod reproduce;
 mod support;
 
 /// Longer than any answer takes on a busy machine; a test that waits this long has failed.
@@ -96,7 +98,13 @@ fn recipe() -> Recipe {
 }
 
 fn request(ensemble: u32) -> Request {
-    Request { recipe_json: recipe().to_canonical_json(), seed: Some(7), ensemble, continues_unfinished: false }
+    Request {
+        recipe_json: recipe().to_canonical_json(),
+        seed: Some(7),
+        ensemble,
+        continues_unfinished: false,
+        first_member: 0,
+    }
 }
 
 /// A worker that trains nothing.
@@ -198,7 +206,23 @@ impl FakeWorker {
         self.blobs.upload_status(request).await.unwrap().into_inner()
     }
 
+    /// Leaves empty-handed.
+    async fn leave(&mut self) {
+        let request = v1::SyncRequest { worker_id: self.worker_id.clone(), is_leaving: true, ..Default::default() };
+        self.calls.sync(request).await.unwrap();
+    }
+
     async fn commit(&mut self, start: &v1::Start, result: &Trained) -> v1::CommitResponse {
+        self.commit_as(start, result, class()).await
+    }
+
+    /// Hands over a result that was trained in `class`.
+    async fn commit_as(
+        &mut self,
+        start: &v1::Start,
+        result: &Trained,
+        class: v1::DeterminismClass,
+    ) -> v1::CommitResponse {
         let request = v1::CommitRequest {
             worker_id: self.worker_id.clone(),
             handle: start.handle.clone(),
@@ -207,7 +231,7 @@ impl FakeWorker {
             validation_accuracy: None,
             train_seconds: 1.5,
             train_cpu_seconds: 1.25,
-            determinism_class: Some(class()),
+            determinism_class: Some(class),
         };
         self.calls.commit(request).await.unwrap().into_inner()
     }
@@ -245,7 +269,7 @@ impl FakeWorker {
     }
 }
 
-/// The blobs of a network without weights, which answers 0 to everything.
+/// The blobs of a network whose weights are all alike, which answers 0 to everything.
 struct Trained {
     checkpoint: Vec<u8>,
     predictions: Vec<u8>,
@@ -253,10 +277,14 @@ struct Trained {
 
 impl Trained {
     fn of(start: &v1::Start) -> Self {
+        Self::with_weights(start, 0.0)
+    }
+
+    fn with_weights(start: &v1::Start, weight: f32) -> Self {
         let recipe = recipe_from_json(&start.recipe_json).unwrap();
         let plan = shape::plan(&recipe, InputShape { rows: 2, columns: 2 }).unwrap();
         let tensors = plan.tensors.iter().map(|spec| {
-            let values = vec![0.0; spec.shape.iter().product()];
+            let values = vec![weight; spec.shape.iter().product()];
             (spec.name.clone(), Tensor { shape: spec.shape.clone(), values })
         });
         let weights = Weights(tensors.collect());

@@ -26,6 +26,8 @@ Exit codes:
   3    the run failed or was cancelled
   4    the run completed, but its vote is below --min-accuracy
   5    the coordinator named by --server cannot be reached
+  6    reproduce: not identical, though the determinism class is the same
+  7    reproduce: not identical, and the determinism class is another one
   130  stopped by a signal; the same command with the same --state continues the run
 
 Environment:
@@ -241,6 +243,18 @@ pub enum Command {
         /// Writes report, figure, predictions and the members' checkpoints here
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Trains a member of a run again and says whether it is identical, else why not and what differs
+    Reproduce {
+        /// A run's id, an unambiguous beginning of it, or `last`
+        #[arg(value_name = "RUN")]
+        run: String,
+        /// The member's number
+        #[arg(value_name = "MEMBER")]
+        member: u32,
         /// How to reach the coordinator.
         #[command(flatten)]
         client: ClientArgs,

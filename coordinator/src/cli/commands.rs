@@ -11,7 +11,7 @@ use super::{
     error::CliError,
     follow, print,
     recipe::{self, RecipeChoiceError},
-    report_of, tables, write_results,
+    report_of, reproduce, tables, write_results,
 };
 use crate::{
     client::{self, Client, Request},
@@ -52,6 +52,12 @@ pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> R
             let (mut client, output) = connect(file, &client).await?;
             let report = client.report(&run.run).await?;
             show_report(&mut client, &report, out.as_deref(), output).await
+        }
+        Command::Reproduce { run, member, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let reproduction = reproduce::train_again(&mut client, &run, member, &mut Progress::new(bars)).await?;
+            answer(output, &reproduction, || reproduction.text())?;
+            reproduce::judge(&reproduction)
         }
         Command::Workers { client } => {
             let (mut client, output) = connect(file, &client).await?;
@@ -99,6 +105,7 @@ async fn submit(
             seed: request.seed,
             ensemble: request.ensemble,
             continues_unfinished,
+            first_member: 0,
         })
         .await?;
     answer(settings.output, &submitted, || {

@@ -26,6 +26,10 @@ pub const EXIT_RUN: u8 = 3;
 pub const EXIT_ACCURACY: u8 = 4;
 /// No coordinator answers.
 pub const EXIT_UNREACHABLE: u8 = 5;
+/// A member that was trained again differs, though its determinism class promises that it does not.
+pub const EXIT_DIFFERENT: u8 = 6;
+/// A member that was trained again differs, and was trained in another determinism class.
+pub const EXIT_OTHER_CLASS: u8 = 7;
 /// Stopped by SIGINT or SIGTERM; what shells say of a program that SIGINT ended.
 pub const EXIT_STOPPED: u8 = 130;
 
@@ -77,6 +81,22 @@ pub enum CliError {
         total: u32,
         /// What was asked for.
         wanted: Percent,
+    },
+    /// A member that was trained again is another one.
+    #[error("member {member} of run {run_id} is not identical, though the determinism class is the same")]
+    Different {
+        /// The run.
+        run_id: String,
+        /// The member.
+        member: u32,
+    },
+    /// A member was trained again in another determinism class.
+    #[error("member {member} of run {run_id} is not identical, because the determinism class is another one")]
+    OtherClass {
+        /// The run.
+        run_id: String,
+        /// The member.
+        member: u32,
     },
     /// A signal ended it.
     #[error("stopped by {signal}; the same command with the same --state continues the run")]
@@ -134,6 +154,8 @@ impl CliError {
             Self::Driver(_) | Self::LocalWorker(_) => EXIT_ERROR,
             Self::Run { .. } => EXIT_RUN,
             Self::Accuracy { .. } => EXIT_ACCURACY,
+            Self::Different { .. } => EXIT_DIFFERENT,
+            Self::OtherClass { .. } => EXIT_OTHER_CLASS,
             Self::Stopped { .. } => EXIT_STOPPED,
             Self::WatchEnded { .. } | Self::Report { .. } | Self::Write(_) => EXIT_ERROR,
             Self::Output(_) | Self::System { .. } => EXIT_ERROR,

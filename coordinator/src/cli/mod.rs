@@ -20,6 +20,7 @@ mod commands;
 pub mod error;
 mod logging;
 pub mod recipe;
+mod reproduce;
 pub(crate) mod results;
 pub mod serve;
 pub mod signals;

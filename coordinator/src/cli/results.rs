@@ -22,14 +22,19 @@ pub fn report_of(answer: &client::Report) -> Result<Report, CliError> {
 /// Downloads everything that belongs to `answer` and writes it into the folder `out`, made if it is not there.
 ///
 /// # Errors
-/// When a blob cannot be fetched or a file cannot be written.
+/// When the report is of another format, a blob cannot be fetched or a file cannot be written.
 pub async fn write_results(client: &mut Client, answer: &client::Report, out: &Path) -> Result<(), CliError> {
-    let (out, members) = (out.to_owned(), answer.members.len());
-    let folder = blocking(move || Folder::begin(&out, members)).await?;
-    for (index, blob) in answer.members.iter().enumerate() {
+    let report = report_of(answer)?;
+    let numbers: Vec<u32> = report.members.iter().map(|member| member.index).collect();
+    let folder = blocking({
+        let (out, numbers) = (out.to_owned(), numbers.clone());
+        move || Folder::begin(&out, &numbers)
+    })
+    .await?;
+    for (number, blob) in numbers.into_iter().zip(&answer.members) {
         let checkpoint = client.download(*blob).await?;
         let folder = folder.clone();
-        blocking(move || folder.write_member(index, &checkpoint)).await?;
+        blocking(move || folder.write_member(number, &checkpoint)).await?;
     }
     let files = Files {
         report_json: answer.json.clone(),

@@ -6,7 +6,7 @@ mod attempt;
 
 use jiff::Timestamp;
 use plurality_common::{
-    attempt::{Phase, Progress},
+    attempt::{DeterminismClass, Phase, Progress},
     wire::WireError,
 };
 use plurality_proto::v1;
@@ -204,6 +204,8 @@ pub struct Worker {
     pub attempts: Vec<WorkerAttempt>,
     /// Members it trained to the end.
     pub members_committed: u32,
+    /// What its trainers run on; absent until one has said so.
+    pub class: Option<DeterminismClass>,
 }
 
 /// One attempt that a worker holds.
@@ -318,6 +320,7 @@ impl TryFrom<v1::Worker> for Worker {
             device: worker.device,
             attempts: attempts.collect::<Result<_, WireError>>()?,
             members_committed: worker.members_committed,
+            class: worker.determinism_class.map(DeterminismClass::try_from).transpose()?,
         })
     }
 }

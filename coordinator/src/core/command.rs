@@ -56,6 +56,14 @@ pub enum Command {
         /// restarts.
         continue_unfinished: bool,
     },
+    /// Someone wants a committed member to be trained again, by the same recipe on the same data from the same seed, in a
+    /// run of its own: the unfinished one that does so already, or a new one. Answered by [`Reply::Submitted`].
+    Reproduce {
+        /// The member's run.
+        run: RunId,
+        /// Its number.
+        member: MemberIndex,
+    },
     /// Someone wants a run to end. Answered by [`Reply::Done`], also when it is cancelled already.
     Cancel {
         /// The run.
@@ -157,7 +165,7 @@ pub enum Reply {
     Committed(CommitVerdict),
     /// To [`Command::SaveSnapshot`].
     Saved(SnapshotVerdict),
-    /// To [`Command::Submit`].
+    /// To [`Command::Submit`] and [`Command::Reproduce`].
     Submitted(Submitted),
     /// To all others.
     Done,
@@ -190,7 +198,7 @@ pub struct Start {
     pub handle: Handle,
     /// The member's run.
     pub run: RunId,
-    /// The member.
+    /// The member's number, as the recipe's streams and the checkpoint take it.
     pub member: MemberIndex,
     /// What it is trained by.
     pub recipe: RecipeText,
@@ -286,6 +294,34 @@ pub enum Refusal {
     EnsembleSize {
         /// What was asked for.
         found: u32,
+    },
+    /// Members beyond the last number that a member may have.
+    #[error("members {first} to {last} are not possible, numbers end with {max}", max = limits::ENSEMBLE_MAX - 1)]
+    MemberNumbers {
+        /// Number of the first.
+        first: u32,
+        /// Number of the last.
+        last: u64,
+    },
+    /// The run has no such member.
+    #[error("run {run} has members {first} to {last}, found {found}")]
+    UnknownMember {
+        /// The run.
+        run: RunId,
+        /// Number of its first.
+        first: MemberIndex,
+        /// Number of its last.
+        last: MemberIndex,
+        /// What was asked for.
+        found: MemberIndex,
+    },
+    /// There is nothing to compare with yet.
+    #[error("member {member} of run {run} is not committed")]
+    NotCommitted {
+        /// The run.
+        run: RunId,
+        /// The member.
+        member: MemberIndex,
     },
     /// More or fewer slots than a worker can have.
     #[error("worker with {found} slots is not possible, expected 1 to {max}", max = limits::SLOTS_MAX)]

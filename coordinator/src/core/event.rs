@@ -17,7 +17,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/2";
 
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
-/// Version 2 adds snapshots, and the class of a worker.
+/// Version 2 adds snapshots, the class of a worker, and runs of one member under its own number.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
@@ -44,6 +44,31 @@ pub struct RunRequest {
     pub test_labels: BlobRef,
     /// Members, 1 to [`plurality_common::limits::ENSEMBLE_MAX`].
     pub size: u32,
+    /// Number of the first member; the others follow on. 0 but for runs that add to another or train a part of it again.
+    #[serde(default = "zeroth", skip_serializing_if = "is_zeroth")]
+    pub first_member: MemberIndex,
+}
+
+impl RunRequest {
+    /// Returns the number that the streams of the member at `index`, counted from 0 within the run, are derived from, and
+    /// that its checkpoint and report name.
+    pub fn number_of(&self, index: MemberIndex) -> MemberIndex {
+        MemberIndex(self.first_member.0 + index.0)
+    }
+
+    /// Returns the place within the run of the member called `number`.
+    pub fn index_of(&self, number: MemberIndex) -> Option<MemberIndex> {
+        let index = number.0.checked_sub(self.first_member.0)?;
+        (index < self.size).then_some(MemberIndex(index))
+    }
+}
+
+fn zeroth() -> MemberIndex {
+    MemberIndex(0)
+}
+
+fn is_zeroth(number: &MemberIndex) -> bool {
+    *number == zeroth()
 }
 
 /// What a worker says about itself.

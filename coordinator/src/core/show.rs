@@ -2,7 +2,10 @@
 
 use std::cmp::Reverse;
 
-use plurality_common::id::{MemberIndex, RunId, WorkerId};
+use plurality_common::{
+    attempt::DeterminismClass,
+    id::{MemberIndex, RunId, WorkerId},
+};
 
 use super::{
     budget::{Tally, excludes_worker},
@@ -44,13 +47,14 @@ impl World {
     pub fn pending_verifications(&self) -> Vec<PendingVerification> {
         let mut pending: Vec<PendingVerification> = Vec::new();
         for attempt in self.state.verifying.iter().map(|id| self.state.attempt(id)) {
-            let is_first = pending.iter().all(|other| (&other.run, other.member) != (&attempt.run, attempt.member));
+            let run = self.state.run(&attempt.run);
+            let member = run.request.number_of(attempt.member);
+            let is_first = pending.iter().all(|other| (&other.run, other.member) != (&run.id, member));
             if let (true, Some(result)) = (is_first, &attempt.result) {
-                let run = self.state.run(&attempt.run);
                 pending.push(PendingVerification {
                     attempt: attempt.id.clone(),
                     run: run.id.clone(),
-                    member: attempt.member,
+                    member,
                     run_seed: run.seed,
                     recipe: run.request.recipe.clone(),
                     dataset: run.request.dataset,
@@ -64,7 +68,7 @@ impl World {
 
     fn show_run(&self, run: &Run, now: Moment) -> RunView {
         let members = run.members.iter().zip(0..).map(|(member, index)| MemberView {
-            index: MemberIndex(index),
+            number: run.request.number_of(MemberIndex(index)),
             status: member.status,
             attempts: self.state.attempts_of(member).map(|attempt| self.show_attempt(attempt)).collect(),
             waiting: self.why_waiting(member, now),
@@ -76,6 +80,7 @@ impl World {
             Some(RunOutcome::Cancelled { reason }) => reason.clone(),
             Some(RunOutcome::Failed { member }) => {
                 let attempts = members.get(member.0 as usize).map(MemberView::failures).unwrap_or_default();
+                let member = run.request.number_of(*member);
                 format!("member {member} failed after {} attempts: {}", attempts.len(), attempts.join("; "))
             }
         };
@@ -121,7 +126,7 @@ impl World {
         let attempts = worker.open_attempts.iter().map(|id| self.state.attempt(id)).map(|attempt| HeldAttemptView {
             id: attempt.id.clone(),
             run: attempt.run.clone(),
-            member: attempt.member,
+            member: self.state.run(&attempt.run).request.number_of(attempt.member),
             progress: self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.clone()),
         });
         WorkerView {
@@ -130,8 +135,16 @@ impl World {
             status,
             free_slots: free_slots(&self.state, &self.pulse, worker),
             attempts: attempts.collect(),
+            class: self.class_of(worker),
             members_committed: worker.members_committed,
         }
+    }
+
+    /// Returns what a worker's trainers run on, as the newest attempt that said so did.
+    fn class_of(&self, worker: &Worker) -> Option<DeterminismClass> {
+        let attempts = self.state.attempts.values().filter(|attempt| attempt.worker == worker.id);
+        let newest = attempts.filter(|attempt| attempt.class.is_some()).max_by_key(|attempt| attempt.offered_at);
+        newest.and_then(|attempt| attempt.class.clone())
     }
 
     /// Says why nobody works on a queued member, so that it never just hangs.

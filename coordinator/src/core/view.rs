@@ -40,8 +40,8 @@ pub struct RunView {
 /// A member.
 #[derive(Clone, PartialEq, Debug)]
 pub struct MemberView {
-    /// Its number.
-    pub index: MemberIndex,
+    /// Its number: what its streams are derived from. Its place within the run differs if the run's first is not 0.
+    pub number: MemberIndex,
     /// Where it stands.
     pub status: MemberStatus,
     /// Oldest first.
@@ -152,6 +152,8 @@ pub struct WorkerView {
     pub free_slots: u32,
     /// Attempts given to it that have not ended.
     pub attempts: Vec<HeldAttemptView>,
+    /// What its trainers run on; absent until one has said so.
+    pub class: Option<DeterminismClass>,
     /// Members it trained that are committed.
     pub members_committed: u32,
 }
@@ -163,7 +165,7 @@ pub struct HeldAttemptView {
     pub id: AttemptId,
     /// The member's run.
     pub run: RunId,
-    /// The member.
+    /// The member's number.
     pub member: MemberIndex,
     /// Its last report.
     pub progress: Option<Progress>,
@@ -176,7 +178,7 @@ pub struct PendingVerification {
     pub attempt: AttemptId,
     /// The member's run.
     pub run: RunId,
-    /// The member.
+    /// The member's number, which the checkpoint must name.
     pub member: MemberIndex,
     /// The run's seed, which the checkpoint must name.
     pub run_seed: u64,

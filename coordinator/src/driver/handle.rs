@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Handle as AttemptHandle, SnapshotRef},
-    id::{AttemptId, RunId, WorkerId},
+    id::{AttemptId, MemberIndex, RunId, WorkerId},
     limits,
 };
 use thiserror::Error;
@@ -153,6 +153,18 @@ impl Handle {
         match self.call(Command::Submit { request, seed, continue_unfinished }).await? {
             Reply::Submitted(submitted) => Ok(submitted),
             other => unreachable!("the core answered Submit with {other:?}"),
+        }
+    }
+
+    /// Asks for a committed member to be trained again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn reproduce(&self, run: RunId, member: MemberIndex) -> Result<Submitted, DriverError> {
+        match self.call(Command::Reproduce { run, member }).await? {
+            Reply::Submitted(submitted) => Ok(submitted),
+            other => unreachable!("the core answered Reproduce with {other:?}"),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use plurality_common::{blob::BlobRef, dataset::DatasetRef, digest::Digest};
+use plurality_common::{blob::BlobRef, dataset::DatasetRef, digest::Digest, id::MemberIndex};
 
 use crate::{
     cli::results::blocking,
@@ -131,6 +131,7 @@ impl Asked {
     fn is_answered_by(&self, run: &RunView) -> bool {
         run.request.recipe.sha256 == self.recipe_sha256
             && run.request.size == self.size
+            && run.request.first_member == MemberIndex(0)
             && run.request.dataset == self.dataset
             && run.request.test_labels == self.test_labels
             && self.seed.is_none_or(|seed| seed == run.seed)
@@ -139,7 +140,7 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
-    use plurality_common::id::{MemberIndex, RunId};
+    use plurality_common::id::RunId;
 
     use super::*;
     use crate::core::{RecipeText, RunRequest, WallTime};
@@ -157,6 +158,7 @@ mod tests {
                 dataset: dataset("digits"),
                 test_labels: BlobRef::of(b"labels"),
                 size: 3,
+                first_member: MemberIndex(0),
             },
             seed: 7,
             outcome,

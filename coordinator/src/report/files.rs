@@ -44,12 +44,12 @@ pub struct WriteError {
 }
 
 impl Folder {
-    /// Makes the folder `directory` if it is not there. Of an earlier run's files, the report and the members beyond the
-    /// first `members` are removed; the others are replaced as they come. Blocks.
+    /// Makes the folder `directory` if it is not there. Of an earlier run's files, the report and the members
+    /// other than `members` are removed; those are replaced as they come. Blocks.
     ///
     /// # Errors
     /// When a folder cannot be made or a file not removed.
-    pub fn begin(directory: &Path, members: usize) -> Result<Self, WriteError> {
+    pub fn begin(directory: &Path, members: &[u32]) -> Result<Self, WriteError> {
         let folder = Self { directory: directory.to_owned(), members: directory.join("members") };
         fs::create_dir_all(&folder.members).map_err(failed("make", &folder.members))?;
         remove_if_there(&folder.report())?;
@@ -57,12 +57,12 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Writes `members/INDEX.safetensors`. One at a time, so that no more than one checkpoint is in memory. Blocks.
+    /// Writes `members/NUMBER.safetensors`. One at a time, so that no more than one checkpoint is in memory. Blocks.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_member(&self, index: usize, checkpoint: &[u8]) -> Result<(), WriteError> {
-        write_whole(&self.members.join(member_name(index)), checkpoint)
+    pub fn write_member(&self, number: u32, checkpoint: &[u8]) -> Result<(), WriteError> {
+        write_whole(&self.members.join(member_name(number)), checkpoint)
     }
 
     /// Writes the rest, `report.json` last: who finds that finds all. Blocks.
@@ -80,14 +80,14 @@ impl Folder {
         self.directory.join("report.json")
     }
 
-    /// Removes checkpoints that an earlier, larger run left behind, so that the folder never shows members of two runs.
-    fn remove_other_members(&self, members: usize) -> Result<(), WriteError> {
+    /// Removes checkpoints of other members that an earlier run left behind, so that the folder never shows members of two runs.
+    fn remove_other_members(&self, members: &[u32]) -> Result<(), WriteError> {
         let folder = &self.members;
         for entry in fs::read_dir(folder).map_err(failed("read", folder))? {
             let path = entry.map_err(failed("read", folder))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let index = name.strip_suffix(MEMBER_SUFFIX).and_then(|index| index.parse::<usize>().ok());
-            if index.is_some_and(|index| index >= members) {
+            let number = name.strip_suffix(MEMBER_SUFFIX).and_then(|number| number.parse().ok());
+            if number.is_some_and(|number| !members.contains(&number)) {
                 remove_if_there(&path)?;
             }
         }
@@ -95,8 +95,8 @@ impl Folder {
     }
 }
 
-fn member_name(index: usize) -> String {
-    format!("{index}{MEMBER_SUFFIX}")
+fn member_name(number: u32) -> String {
+    format!("{number}{MEMBER_SUFFIX}")
 }
 
 /// Writes, syncs, renames, syncs the folder. Blocks.
@@ -147,9 +147,14 @@ mod tests {
     use super::*;
 
     fn write_to(directory: &Path, members: u8) -> Result<(), WriteError> {
-        let folder = Folder::begin(directory, usize::from(members))?;
-        for index in 0..members {
-            folder.write_member(usize::from(index), &[index])?;
+        let numbers: Vec<u32> = (0..members.into()).collect();
+        write_members(directory, &numbers)
+    }
+
+    fn write_members(directory: &Path, numbers: &[u32]) -> Result<(), WriteError> {
+        let folder = Folder::begin(directory, numbers)?;
+        for &number in numbers {
+            folder.write_member(number, &[number as u8])?;
         }
         assert!(!directory.join("report.json").exists(), "a report is there before all that it speaks of");
         folder.finish(&Files {
@@ -180,6 +185,14 @@ mod tests {
         );
         assert_eq!(names(&out.join("members")), ["0.safetensors", "1.safetensors"]);
         assert_eq!(fs::read(out.join("members/1.safetensors")).unwrap(), [1]);
+    }
+
+    #[test]
+    fn members_are_named_by_their_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        write_to(folder.path(), 2).unwrap();
+        write_members(folder.path(), &[1, 7]).unwrap();
+        assert_eq!(names(&folder.path().join("members")), ["1.safetensors", "7.safetensors"]);
     }
 
     #[test]

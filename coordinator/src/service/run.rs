@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use plurality_common::{
-    id::RunId,
+    id::{MemberIndex, RunId},
     recipe::parse::recipe_from_json,
     wire::{self, ID_BYTES_MAX},
 };
@@ -18,11 +18,11 @@ use tonic::{Request, Response, Status};
 
 use super::{show, status::ServiceError, worker::SOFTWARE_VERSION};
 use crate::{
-    board::{Results, VoteBoard},
+    board::{Comparison, Results, VoteBoard},
     cli::error::chain,
-    core::{RecipeText, RunRequest, RunView},
+    core::{CommitView, MemberView, RecipeText, Refusal, RunRequest, RunView},
     dataset::Dataset,
-    driver,
+    driver::{self, DriverError},
 };
 
 /// Least time between two pictures of a watched run: an eye needs no more, a slow network no less.
@@ -54,12 +54,38 @@ impl Runs {
             dataset: self.dataset.reference,
             test_labels: self.dataset.test_labels,
             size: request.ensemble_size,
+            first_member: MemberIndex(request.first_member),
         };
         let submitted = self.driver.submit(run_request, request.seed, request.continue_unfinished).await?;
         Ok(v1::SubmitResponse {
             run_id: submitted.run.as_str().to_owned(),
             seed: submitted.seed,
             is_continued: submitted.is_continued,
+        })
+    }
+
+    async fn train_again(&self, request: v1::ReproduceRequest) -> Result<v1::ReproduceResponse, ServiceError> {
+        let (run, member) = (self.find(request.run).await?, MemberIndex(request.member));
+        let submitted = self.driver.reproduce(run.clone(), member).await?;
+        let view = self.driver.run_view(&run).await?;
+        Ok(v1::ReproduceResponse {
+            run_id: submitted.run.as_str().to_owned(),
+            is_continued: submitted.is_continued,
+            original: Some(show::committed(&run, commit_of(&view, member)?)),
+        })
+    }
+
+    async fn compared(&self, request: v1::CompareRequest) -> Result<v1::CompareResponse, ServiceError> {
+        let member = MemberIndex(request.member);
+        let (original, again) = (self.view(request.run).await?, self.view(request.with_run).await?);
+        let (first, second) = (commit_of(&original, member)?, commit_of(&again, member)?);
+        let Comparison { total, differing, difference_max } = self.board.compare(first, second).await?;
+        Ok(v1::CompareResponse {
+            original: Some(show::committed(&original.id, first)),
+            again: Some(show::committed(&again.id, second)),
+            total,
+            differing,
+            difference_max,
         })
     }
 
@@ -106,6 +132,13 @@ impl Runs {
         self.driver.drain(worker.clone()).await?;
         Ok(show::worker(self.driver.worker_view(&worker).await?))
     }
+}
+
+/// Returns what won the member called `number`.
+fn commit_of(run: &RunView, number: MemberIndex) -> Result<CommitView<'_>, ServiceError> {
+    let member = run.members.iter().find(|member| member.number == number);
+    let refusal = Refusal::NotCommitted { run: run.id.clone(), member: number };
+    Ok(member.and_then(MemberView::commit).ok_or(DriverError::Refused(refusal))?)
 }
 
 /// One run that is watched.
@@ -156,6 +189,17 @@ impl RunService for Runs {
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         Ok(Response::new(self.submit_run(request.into_inner()).await?))
+    }
+
+    async fn reproduce(
+        &self,
+        request: Request<v1::ReproduceRequest>,
+    ) -> Result<Response<v1::ReproduceResponse>, Status> {
+        Ok(Response::new(self.train_again(request.into_inner()).await?))
+    }
+
+    async fn compare(&self, request: Request<v1::CompareRequest>) -> Result<Response<v1::CompareResponse>, Status> {
+        Ok(Response::new(self.compared(request.into_inner()).await?))
     }
 
     async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {

@@ -1,11 +1,12 @@
 //! From the core's views to messages.
 
+use plurality_common::id::RunId;
 use plurality_proto::v1;
 
 use crate::board::VoteSoFar;
 use crate::core::{
-    AttemptStatus, AttemptView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome, RunView, Start,
-    Stop, StopReason, Waiting, WallTime, WorkerStatus, WorkerView,
+    AttemptStatus, AttemptView, CommitView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome,
+    RunView, Start, Stop, StopReason, Waiting, WallTime, WorkerStatus, WorkerView,
 };
 
 /// Shows a run.
@@ -42,7 +43,7 @@ fn member(view: MemberView) -> v1::Member {
     let leading = view.leading_attempt();
     let commit = view.commit();
     v1::Member {
-        index: view.index.0,
+        index: view.number.0,
         status: status.into(),
         attempts: view.attempts.len().try_into().unwrap_or(u32::MAX),
         worker_name: leading.map_or_else(String::new, |attempt| attempt.worker_name.clone()),
@@ -99,6 +100,17 @@ fn progress(attempt: &AttemptView) -> Option<v1::Progress> {
     attempt.progress.clone().map(v1::Progress::from)
 }
 
+/// Shows what a member's winning attempt brought.
+pub fn committed(run: &RunId, commit: CommitView<'_>) -> v1::CommittedMember {
+    v1::CommittedMember {
+        run_id: run.as_str().to_owned(),
+        checkpoint: Some(commit.result.checkpoint.into()),
+        worker_name: commit.attempt.worker_name.clone(),
+        determinism_class: Some(commit.result.class.clone().into()),
+        test_correct: commit.verification.test_correct,
+    }
+}
+
 /// Shows a worker.
 pub fn worker(view: WorkerView) -> v1::Worker {
     let status = match view.status {
@@ -118,6 +130,7 @@ pub fn worker(view: WorkerView) -> v1::Worker {
         device: view.profile.device,
         attempts: view.attempts.into_iter().map(held_attempt).collect(),
         members_committed: view.members_committed,
+        determinism_class: view.class.map(v1::DeterminismClass::from),
     }
 }
 

@@ -72,7 +72,7 @@ impl ServiceError {
 
 fn board_code(error: &BoardError) -> Code {
     match error {
-        BoardError::Unfinished { .. } => Code::FailedPrecondition,
+        BoardError::Unfinished { .. } | BoardError::OtherTestSet => Code::FailedPrecondition,
         BoardError::Artifacts(error) => artifact_code(error),
         BoardError::Dataset(error) => dataset_code(error),
         BoardError::Predictions(_) | BoardError::Recipe(_) => Code::Internal,
@@ -106,8 +106,12 @@ fn artifact_code(error: &ArtifactError) -> Code {
 fn refusal_code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::UnknownWorker { .. } | Refusal::UnknownRun { .. } => Code::NotFound,
-        Refusal::Ambiguous { .. } | Refusal::EnsembleSize { .. } | Refusal::Slots { .. } => Code::InvalidArgument,
-        Refusal::RunEnded { .. } => Code::FailedPrecondition,
+        Refusal::Ambiguous { .. }
+        | Refusal::EnsembleSize { .. }
+        | Refusal::MemberNumbers { .. }
+        | Refusal::UnknownMember { .. }
+        | Refusal::Slots { .. } => Code::InvalidArgument,
+        Refusal::NotCommitted { .. } | Refusal::RunEnded { .. } => Code::FailedPrecondition,
     }
 }
 

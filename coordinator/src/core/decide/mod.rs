@@ -46,6 +46,7 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         Command::Submit { request, seed, continue_unfinished } => {
             runs::submit(draft, context, request, *seed, *continue_unfinished)
         }
+        Command::Reproduce { run, member } => runs::reproduce(draft, context, run, *member),
         Command::Cancel { run, reason } => runs::cancel(draft, run, reason),
         Command::Drain { worker } => sessions::drain(draft, worker),
         Command::Verified { attempt, outcome } => results::verified(draft, attempt, outcome),

@@ -101,7 +101,7 @@ pub(super) fn start(state: &State, run: &RunId, member: MemberIndex, handle: Han
     let run = state.run(run);
     Instruction::Start(Box::new(Start {
         run: run.id.clone(),
-        member,
+        member: run.request.number_of(member),
         recipe: run.request.recipe.clone(),
         run_seed: run.seed,
         dataset: run.request.dataset,

@@ -1,12 +1,15 @@
 //! Runs begin and are cancelled.
 
-use plurality_common::{id::RunId, limits::ENSEMBLE_MAX};
+use plurality_common::{
+    id::{MemberIndex, RunId},
+    limits::ENSEMBLE_MAX,
+};
 
 use super::{
     super::{
         command::Submitted,
         event::{RunOutcome, RunRequest},
-        state::Run,
+        state::{MemberStatus, Run, State},
     },
     Beat, Context, Decision, Draft, Event, Refusal, Reply, fresh_run_id, fresh_seed,
 };
@@ -22,12 +25,13 @@ pub(super) fn submit(
     if request.size == 0 || request.size > ENSEMBLE_MAX {
         return draft.refuse(Refusal::EnsembleSize { found: request.size });
     }
-    let state = draft.state;
-    let mut unfinished = state.run_order.iter().map(|id| state.run(id)).filter(|run| run.end.is_none());
-    if let Some(run) = unfinished.find(|run| continue_unfinished && is_same(run, request, seed)) {
-        let submitted = Submitted { run: run.id.clone(), seed: run.seed, is_continued: true };
+    let (first, last) = (request.first_member.0, u64::from(request.first_member.0) + u64::from(request.size) - 1);
+    if last >= u64::from(ENSEMBLE_MAX) {
+        return draft.refuse(Refusal::MemberNumbers { first, last });
+    }
+    if continue_unfinished && let Some(run) = unfinished(draft.state, request, seed) {
         draft.beat(Beat::Focus { run: run.id.clone() });
-        return draft.reply(Reply::Submitted(submitted));
+        return draft.reply(continued(run));
     }
     let run = fresh_run_id(context);
     let seed = seed.unwrap_or_else(|| fresh_seed(context));
@@ -38,10 +42,44 @@ pub(super) fn submit(
     draft.reply(Reply::Submitted(Submitted { run, seed, is_continued: false }))
 }
 
+/// Someone wants a committed member to be trained again.
+pub(super) fn reproduce(mut draft: Draft<'_>, context: &mut Context<'_>, run: &RunId, member: MemberIndex) -> Decision {
+    let Some(original) = draft.state.runs.get(run) else {
+        return draft.refuse(Refusal::UnknownRun { run: run.to_string() });
+    };
+    let request = &original.request;
+    let Some(index) = request.index_of(member) else {
+        let (first, last) = (request.first_member, request.number_of(MemberIndex(request.size - 1)));
+        return draft.refuse(Refusal::UnknownMember { run: run.clone(), first, last, found: member });
+    };
+    if original.member(index).status != MemberStatus::Committed {
+        return draft.refuse(Refusal::NotCommitted { run: run.clone(), member });
+    }
+    let request = RunRequest { size: 1, first_member: member, ..request.clone() };
+    // Never the original itself: a run of one committed member has ended.
+    if let Some(run) = unfinished(draft.state, &request, Some(original.seed)) {
+        return draft.reply(continued(run));
+    }
+    let (run, seed) = (fresh_run_id(context), original.seed);
+    draft.push(Event::RunSubmitted { run: run.clone(), request, seed, at: draft.at });
+    draft.reply(Reply::Submitted(Submitted { run, seed, is_continued: false }))
+}
+
+/// Finds the oldest unfinished run that does what is asked for.
+fn unfinished<'a>(state: &'a State, request: &RunRequest, seed: Option<u64>) -> Option<&'a Run> {
+    let mut unfinished = state.run_order.iter().map(|id| state.run(id)).filter(|run| run.end.is_none());
+    unfinished.find(|run| is_same(run, request, seed))
+}
+
+fn continued(run: &Run) -> Reply {
+    Reply::Submitted(Submitted { run: run.id.clone(), seed: run.seed, is_continued: true })
+}
+
 /// Says whether a run does what is asked for. A recipe is what its digest says, whatever it is called.
 fn is_same(run: &Run, request: &RunRequest, seed: Option<u64>) -> bool {
     run.request.recipe.sha256 == request.recipe.sha256
         && run.request.size == request.size
+        && run.request.first_member == request.first_member
         && run.request.dataset == request.dataset
         && run.request.test_labels == request.test_labels
         && seed.is_none_or(|seed| seed == run.seed)

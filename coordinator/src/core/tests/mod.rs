@@ -164,7 +164,7 @@ fn request(size: u32, recipe: &str) -> RunRequest {
         json: format!("{{\"name\":\"{recipe}\"}}"),
         sha256: Digest::of(recipe.as_bytes()),
     };
-    RunRequest { recipe, dataset, test_labels: blob("test labels"), size }
+    RunRequest { recipe, dataset, test_labels: blob("test labels"), size, first_member: MemberIndex(0) }
 }
 
 fn registration(instance: &str, name: &str, slots: u32, held: Vec<Handle>) -> Registration {

@@ -6,7 +6,7 @@
 //! Commands (w1 is a worker by its name, a1 the first attempt, r1 the first run; times are in seconds):
 //!
 //! ```text
-//! submit size=N [seed=S] [recipe=NAME] [continue]
+//! submit size=N [first=N] [seed=S] [recipe=NAME] [continue]      reproduce r1 N
 //! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
 //! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP]      poll w1 …
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
@@ -30,14 +30,14 @@ use std::{
 use plurality_common::{
     attempt::{FailureKind, Handle, Phase, Progress},
     digest::Digest,
-    id::{AttemptId, RunId, Token, WorkerId},
+    id::{AttemptId, MemberIndex, RunId, Token, WorkerId},
 };
 use serde_json::Value;
 
 use super::{
     super::{
-        CommitVerdict, DiscardedSnapshots, Instruction, Refusal, RefusedSnapshot, Reply, RunOutcome, SnapshotVerdict,
-        StopReason, SyncReport, VerificationOutcome,
+        CommitVerdict, DiscardedSnapshots, Instruction, Refusal, RefusedSnapshot, Reply, RunOutcome, RunRequest,
+        SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Event, Stage, class, class_of, registration, report, request, result, snapshot,
     verification,
@@ -70,6 +70,7 @@ scripts! {
     an_attempt_keeps_its_newest_two_snapshots,
     snapshots_of_an_ended_member_can_go,
     a_machines_fault_is_charged_to_the_loss_budget,
+    a_member_is_trained_again_under_its_own_number,
     a_numeric_failure_that_comes_again_is_final,
     a_rejected_result_is_charged_and_tried_again,
     a_restart_is_charged_to_nobody,
@@ -185,10 +186,16 @@ impl Player {
         };
         match verb {
             "submit" => Command::Submit {
-                request: request(number("size").unwrap(), named("recipe").unwrap_or("default")),
+                request: RunRequest {
+                    first_member: MemberIndex(number("first").unwrap_or(0)),
+                    ..request(number("size").unwrap(), named("recipe").unwrap_or("default"))
+                },
                 seed: number("seed").map(u64::from),
                 continue_unfinished: flag("continue"),
             },
+            "reproduce" => {
+                Command::Reproduce { run: self.run(arguments[0]), member: MemberIndex(arguments[1].parse().unwrap()) }
+            }
             "register" => {
                 let instance = named("instance").unwrap_or(arguments[0]);
                 let slots = number("slots").unwrap_or(1);
@@ -359,7 +366,7 @@ impl Player {
         }
         for member in &view.members {
             let waiting = member.waiting.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
-            lines.push(format!("member {} {:?}{waiting}", member.index, member.status));
+            lines.push(format!("member {} {:?}{waiting}", member.number, member.status));
             for attempt in &member.attempts {
                 let status = format!("{:?}", attempt.status);
                 let word = status.split([' ', '(', '{']).next().unwrap_or_default();
