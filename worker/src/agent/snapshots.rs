@@ -125,11 +125,7 @@ impl Outbox {
             if self.under_way.is_none() {
                 let Some(next) = self.waiting.take() else { return };
                 let (context, handle) = (Arc::clone(&self.context), self.handle.clone());
-                self.under_way = Some(Box::pin(async move {
-                    let interest = context.hand_over(&handle, &next).await;
-                    remove(&next.path).await;
-                    interest
-                }));
+                self.under_way = Some(Box::pin(async move { context.hand_over(&handle, &next).await }));
             }
             if let Some(under_way) = &mut self.under_way {
                 self.interest = under_way.await;
@@ -145,10 +141,12 @@ impl Outbox {
 }
 
 impl Context {
-    /// Hands over one snapshot, for as long as it takes.
+    /// Hands over one snapshot, for as long as it takes, and removes its file.
     async fn hand_over(&self, handle: &Handle, written: &Written) -> Interest {
         let step = written.step;
-        match self.try_hand_over(handle, written).await {
+        let outcome = self.try_hand_over(handle, written).await;
+        remove(&written.path).await;
+        match outcome {
             Ok(v1::SnapshotOutcome::Kept) => tracing::info!("snapshot of step {step} handed over"),
             Ok(_) => tracing::debug!("snapshot of step {step} is of no use to the coordinator"),
             Err(NotTaken::NoInterest) => {
