@@ -92,6 +92,10 @@ pub struct SizeScore {
     pub is_exhaustive: bool,
     /// Mean accuracy of the plurality vote, 0..1.
     pub majority_vote: f64,
+    /// The lowest of these subsets, 0..1.
+    pub majority_vote_min: f64,
+    /// The highest of these subsets, 0..1.
+    pub majority_vote_max: f64,
     /// Mean accuracy of the mean of the probabilities, 0..1.
     pub mean_softmax: f64,
 }
@@ -279,6 +283,8 @@ mod tests {
         // Single members label 2, 2 and 3 images right.
         close(sizes[0].majority_vote, 7.0 / 12.0);
         close(sizes[0].mean_softmax, 7.0 / 12.0);
+        let ranges: Vec<_> = sizes.iter().map(|size| (size.majority_vote_min, size.majority_vote_max)).collect();
+        assert_eq!(ranges, [(0.5, 0.75), (0.5, 0.5), (0.75, 0.75)]);
         // Pairs, by vote, as of two tied labels the one with the larger sum: with members a b c,
         // a+b: 0, 1, tie 0/1 (0.75, 0.75) → 0 wrong, tie 1/2 (1.25, 0.75) → 1 wrong: 2 right.
         // a+c: 0, tie 1/2 (0.5, 1.5) → 2 wrong, tie 0/2 (0.5, 1) → 2 right, tie 1/0 (1, 0.75) → 1 wrong: 2 right.
@@ -301,6 +307,10 @@ mod tests {
         let all = &score.by_size[19];
         close(all.majority_vote, score.majority_vote.accuracy);
         close(all.mean_softmax, score.mean_softmax.accuracy);
+        for size in &score.by_size {
+            let (min, max) = (size.majority_vote_min, size.majority_vote_max);
+            assert!(0.0 <= min && min <= size.majority_vote && size.majority_vote <= max && max <= 1.0, "{size:?}");
+        }
         // Of 20 members 7, 7 and 6 are of the three kinds: the mean member is known.
         close(score.by_size[0].majority_vote, (7.0 * 2.0 + 7.0 * 2.0 + 6.0 * 3.0) / 80.0);
     }
@@ -355,6 +365,9 @@ mod tests {
         assert_eq!(keys(&json), "brier by_size disagreement ece majority_vote mean_softmax nll");
         assert_eq!(keys(&json["majority_vote"]), "accuracy correct interval95 ties ties_correct total");
         assert_eq!(keys(&json["mean_softmax"]), "accuracy correct interval95 total");
-        assert_eq!(keys(&json["by_size"][0]), "is_exhaustive majority_vote mean_softmax size subsets");
+        assert_eq!(
+            keys(&json["by_size"][0]),
+            "is_exhaustive majority_vote majority_vote_max majority_vote_min mean_softmax size subsets"
+        );
     }
 }

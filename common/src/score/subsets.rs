@@ -27,11 +27,13 @@ pub(super) fn by_size(members: &[&Predictions], labels: &[Vec<u8>], truth: &[u8]
             sum.subsets = count;
             let mut subset = all[..size].to_vec();
             loop {
+                let mut right = Right::default();
                 ballots.count(&subset, |end, correct| {
                     if end == size {
-                        sum.add(correct)
+                        right.add(correct)
                     }
                 });
+                sum.add(right);
                 if !advance(&mut subset, members.len()) {
                     break;
                 }
@@ -39,11 +41,16 @@ pub(super) fn by_size(members: &[&Predictions], labels: &[Vec<u8>], truth: &[u8]
         }
     }
     if sums.iter().any(|sum| !sum.is_exhaustive) {
+        let mut by_size = vec![Right::default(); members.len()];
         for order in 0..SUBSETS_MAX {
             let mut stream = seed::stream(SUBSETS_SEED, None, Purpose::Subsets, order);
             let order = seed::shuffled(whole(members.len()), &mut stream);
             let order: Vec<usize> = order.into_iter().map(|member| member as usize).collect();
-            ballots.count(&order, |end, correct| sums[end - 1].add_drawn(correct));
+            by_size.fill(Right::default());
+            ballots.count(&order, |end, correct| by_size[end - 1].add(correct));
+            for (sum, right) in sums.iter_mut().zip(&by_size).filter(|(sum, _)| !sum.is_exhaustive) {
+                sum.add(*right);
+            }
         }
         for sum in sums.iter_mut().filter(|sum| !sum.is_exhaustive) {
             sum.subsets = SUBSETS_MAX;
@@ -52,11 +59,25 @@ pub(super) fn by_size(members: &[&Predictions], labels: &[Vec<u8>], truth: &[u8]
     sums.iter().enumerate().map(|(index, sum)| sum.score(index + 1, ballots.unanimous_correct, truth.len())).collect()
 }
 
-/// Right labels by vote and by mean probability.
+/// Whether one image is labelled right, by vote and by mean probability.
 #[derive(Clone, Copy)]
 struct Correct {
     by_vote: bool,
     by_mean: bool,
+}
+
+/// Right labels of one subset, without the images on which all agree.
+#[derive(Clone, Copy, Default)]
+struct Right {
+    by_vote: u64,
+    by_mean: u64,
+}
+
+impl Right {
+    fn add(&mut self, correct: Correct) {
+        self.by_vote += u64::from(correct.by_vote);
+        self.by_mean += u64::from(correct.by_mean);
+    }
 }
 
 /// Right labels over all subsets of one size, without the images on which all agree.
@@ -66,30 +87,29 @@ struct Sums {
     subsets: u64,
     by_vote: u64,
     by_mean: u64,
+    /// Of the subset with the fewest and with the most right by vote; absent before the first.
+    range: Option<(u64, u64)>,
 }
 
 impl Sums {
-    fn add(&mut self, correct: Correct) {
-        self.by_vote += u64::from(correct.by_vote);
-        self.by_mean += u64::from(correct.by_mean);
-    }
-
-    fn add_drawn(&mut self, correct: Correct) {
-        if !self.is_exhaustive {
-            self.add(correct);
-        }
+    fn add(&mut self, right: Right) {
+        self.by_vote += right.by_vote;
+        self.by_mean += right.by_mean;
+        let (fewest, most) = self.range.unwrap_or((right.by_vote, right.by_vote));
+        self.range = Some((fewest.min(right.by_vote), most.max(right.by_vote)));
     }
 
     fn score(&self, size: usize, unanimous_correct: usize, images: usize) -> SizeScore {
-        let mean = |correct: u64| {
-            let correct = correct as f64 / self.subsets as f64 + unanimous_correct as f64;
-            correct / images.max(1) as f64
-        };
+        let share = |contested: f64| (contested + unanimous_correct as f64) / images.max(1) as f64;
+        let mean = |correct: u64| share(correct as f64 / self.subsets as f64);
+        let (fewest, most) = self.range.expect("every size has a subset");
         SizeScore {
             size: whole(size),
             subsets: u32::try_from(self.subsets).expect("at most 1000 subsets are scored"),
             is_exhaustive: self.is_exhaustive,
             majority_vote: mean(self.by_vote),
+            majority_vote_min: share(fewest as f64),
+            majority_vote_max: share(most as f64),
             mean_softmax: mean(self.by_mean),
         }
     }

@@ -6,7 +6,7 @@ use super::error::CliError;
 use crate::{
     client::{self, Client},
     report::{
-        Report,
+        Report, accuracy_by_size_svg,
         files::{Files, Folder, WriteError},
     },
 };
@@ -39,6 +39,7 @@ pub async fn write_results(client: &mut Client, answer: &client::Report, out: &P
     let files = Files {
         report_json: answer.json.clone(),
         report_markdown: answer.markdown.clone(),
+        accuracy_by_size_svg: accuracy_by_size_svg(&report),
         misclassified_png: answer.misclassified_png.clone(),
         predictions: client.download(answer.predictions).await?,
     };

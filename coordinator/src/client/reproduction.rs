@@ -277,7 +277,7 @@ mod tests {
         let gone = worker("gone", WorkerStatus::Gone, Some(wanted.clone()));
         assert_eq!(warning(&wanted, &[other.clone(), same]), None);
         let said = |workers: &[Worker]| warning(&wanted, workers).unwrap();
-        insta::assert_snapshot!([said(&[gone]), said(&[other.clone()]), said(&[other, fresh])].join("\n"));
+        insta::assert_snapshot!([said(&[gone]), said(std::slice::from_ref(&other)), said(&[other, fresh])].join("\n"));
     }
 
     #[test]

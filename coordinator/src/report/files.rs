@@ -28,6 +28,8 @@ pub struct Files {
     pub report_json: String,
     /// `report.md`.
     pub report_markdown: String,
+    /// `accuracy-by-size.svg`.
+    pub accuracy_by_size_svg: String,
     /// `misclassified.png`.
     pub misclassified_png: Bytes,
     /// `predictions.safetensors`.
@@ -71,6 +73,7 @@ impl Folder {
     /// When a file cannot be written.
     pub fn finish(&self, files: &Files) -> Result<(), WriteError> {
         write_whole(&self.directory.join("predictions.safetensors"), &files.predictions)?;
+        write_whole(&self.directory.join("accuracy-by-size.svg"), files.accuracy_by_size_svg.as_bytes())?;
         write_whole(&self.directory.join("misclassified.png"), &files.misclassified_png)?;
         write_whole(&self.directory.join("report.md"), files.report_markdown.as_bytes())?;
         write_whole(&self.report(), files.report_json.as_bytes())
@@ -160,6 +163,7 @@ mod tests {
         folder.finish(&Files {
             report_json: "{}".to_owned(),
             report_markdown: "# Report".to_owned(),
+            accuracy_by_size_svg: "<svg/>".to_owned(),
             misclassified_png: Bytes::from_static(b"png"),
             predictions: Bytes::from_static(b"predictions"),
         })
@@ -181,7 +185,14 @@ mod tests {
         }
         assert_eq!(
             names(&out),
-            ["members", "misclassified.png", "predictions.safetensors", "report.json", "report.md"]
+            [
+                "accuracy-by-size.svg",
+                "members",
+                "misclassified.png",
+                "predictions.safetensors",
+                "report.json",
+                "report.md"
+            ]
         );
         assert_eq!(names(&out.join("members")), ["0.safetensors", "1.safetensors"]);
         assert_eq!(fs::read(out.join("members/1.safetensors")).unwrap(), [1]);

@@ -96,10 +96,15 @@ fn write_ensemble(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out, "| {name} | {value:.5} | {meaning} |")?;
     }
     writeln!(out, "\nBy ensemble size, the mean over subsets of the members:\n")?;
-    writeln!(out, "| size | subsets | majority vote % | mean softmax % |\n|---:|---:|---:|---:|")?;
+    writeln!(out, "![The same as a picture](accuracy-by-size.svg)\n")?;
+    writeln!(
+        out,
+        "| size | subsets | majority vote % | lowest – highest | mean softmax % |\n|---:|---:|---:|---|---:|"
+    )?;
     for point in &score.by_size {
         let (vote, mean) = (percent(point.majority_vote), percent(point.mean_softmax));
-        writeln!(out, "| {} | {} | {vote} | {mean} |", point.size, point.subsets)?;
+        let range = percent_interval([point.majority_vote_min, point.majority_vote_max]);
+        writeln!(out, "| {} | {} | {vote} | {range} | {mean} |", point.size, point.subsets)?;
     }
     writeln!(out)
 }

@@ -16,6 +16,7 @@ use plurality_common::{
 };
 use serde::{Deserialize, Serialize};
 
+mod curve;
 pub mod files;
 mod glyphs;
 mod json;
@@ -23,6 +24,7 @@ mod markdown;
 mod picture;
 mod terminal;
 
+pub use curve::accuracy_by_size_svg;
 pub use markdown::markdown;
 pub use picture::{DRAWN_MAX, misclassified_png};
 pub use terminal::terminal_table;
