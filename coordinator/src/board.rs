@@ -388,6 +388,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_members_are_compared_by_the_coordinators_own_predictions() {
+        let mut case = Case::new(3).await;
+        case.commit(0, [1, 2, 8]).await;
+        case.commit(1, [1, 2, 3]).await;
+        let smaller = Predictions::new(1, 10, vec![0.1; 10]).unwrap();
+        let smaller = case.artifacts.put(smaller.to_safetensors()).await.unwrap();
+        case.run.members[2] = member(2, Some(smaller));
+        let commit = |index: usize| case.run.members[index].commit().unwrap();
+        let board = case.board();
+        let same = Comparison { total: 3, differing: 0, difference_max: 0.0 };
+        assert_eq!(board.compare(commit(0), commit(0)).await.unwrap(), same);
+        let other = Comparison { total: 3, differing: 1, difference_max: 1.0 };
+        assert_eq!(board.compare(commit(0), commit(1)).await.unwrap(), other);
+        let error = board.compare(commit(0), commit(2)).await.unwrap_err();
+        assert!(matches!(error, BoardError::OtherTestSet), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_finished_run_has_results() {
         let mut case = Case::new(2).await;
         case.commit(0, [1, 2, 8]).await;

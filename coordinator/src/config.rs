@@ -8,7 +8,7 @@ use plurality_common::limits::{ENSEMBLE_MAX, SLOTS_MAX};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
-use crate::cli::args::{ClientArgs, CommonArgs, LogFormat, OutputFormat, RequestArgs, RunArgs, ServerArgs};
+use crate::cli::args::{ClientArgs, CommonArgs, LogFormat, OutputArgs, OutputFormat, RequestArgs, RunArgs, ServerArgs};
 
 /// Where a coordinator listens unless told otherwise: nobody else can reach it.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:50051";
@@ -327,11 +327,16 @@ impl FileConfig {
         })
     }
 
+    /// Joins the form of an answer.
+    pub fn output(&self, args: &OutputArgs) -> OutputFormat {
+        args.output.or(self.output).unwrap_or_default()
+    }
+
     /// Joins the settings of a command that talks to a coordinator.
     pub fn client(&self, args: &ClientArgs) -> ClientSettings {
         ClientSettings {
             server: args.server.clone().or_else(|| self.server.clone()).unwrap_or_else(|| LISTEN_DEFAULT.to_owned()),
-            output: args.output.or(self.output).unwrap_or_default(),
+            output: self.output(&args.output),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod core;
 pub mod dataset;
 pub mod driver;
+pub mod ladder;
 pub mod local_workers;
 pub mod oneshot;
 pub mod progress;

@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use indicatif::MultiProgress;
@@ -12,35 +11,20 @@ use plurality_common::recipe::Recipe;
 use crate::{
     cli::{
         error::CliError,
-        follow, print, recipe, report_of,
-        serve::{gave_up, start_local_workers, stop, worker_line},
-        signals::Signals,
-        write_results,
+        follow,
+        own_server::{Place, with_server},
+        print, recipe, report_of, write_results,
     },
     client::{Client, Request, Submitted, view::MemberStatus},
     config::{LISTEN_DEFAULT, OUT_DEFAULT, RunSettings, ServerSettings},
     core::RunView,
-    dataset::Dataset,
-    driver,
     progress::Progress,
     report::{self, Report},
-    server::Server,
 };
 
 use self::undelivered::{Asked, Undelivered};
 
 mod undelivered;
-
-/// What the run needs of the coordinator that it runs on.
-struct Place {
-    listening_on: SocketAddr,
-    address: SocketAddr,
-    driver: driver::Handle,
-    dataset: Arc<Dataset>,
-    undelivered: Undelivered,
-    /// Whether workers are only those that someone else starts.
-    waits_for_workers: bool,
-}
 
 /// Trains one ensemble, writes its report and stops.
 ///
@@ -48,42 +32,10 @@ struct Place {
 /// When something cannot be started, the run fails, a signal ends it, or the vote is not good enough.
 pub async fn run(server_settings: ServerSettings, settings: RunSettings, bars: &MultiProgress) -> Result<(), CliError> {
     let recipe = recipe::choose(&settings.request.recipe)?;
-    let mut signals = Signals::listen()?;
-    let mut server = tokio::select! {
-        server = Server::start(&server_settings) => server?,
-        signal = signals.next() => return Err(CliError::Stopped { signal }),
-    };
-    let mut workers = match start_local_workers(&server_settings, &server).await {
-        Ok(workers) => workers,
-        Err(error) => {
-            server.stop().await?;
-            return Err(error.into());
-        }
-    };
-    let mut progress = Progress::new(bars);
-    if let Some(workers) = &workers {
-        progress.say(&format!("the log of the local worker is {}", workers.log().display()));
-    }
-    let place = Place {
-        listening_on: server.address(),
-        address: server.local_address(),
-        driver: server.driver(),
-        dataset: server.dataset(),
-        undelivered: Undelivered::new(&server_settings.state),
-        waits_for_workers: workers.is_none(),
-    };
-    let training = train(&place, &recipe, &settings, &mut progress);
-    let outcome = tokio::select! {
-        outcome = training => outcome,
-        signal = signals.next() => Err(CliError::Stopped { signal }),
-        error = server.failed() => Err(error.into()),
-        error = gave_up(&mut workers) => Err(error.into()),
-    };
-    progress.finish();
-    let stopped = signals.or_leave_at_once(stop(server, workers)).await;
-    // What went wrong first says more than what went wrong after it.
-    let report = outcome?;
-    stopped?;
+    let undelivered = Undelivered::new(&server_settings.state);
+    let training =
+        async |place: &Place, progress: &mut Progress| train(place, &undelivered, &recipe, &settings, progress).await;
+    let report = with_server(&server_settings, bars, training).await?;
     check_accuracy(&report, &settings)
 }
 
@@ -91,17 +43,17 @@ pub async fn run(server_settings: ServerSettings, settings: RunSettings, bars: &
 /// not written, writes them.
 async fn train(
     place: &Place,
+    undelivered: &Undelivered,
     recipe: &Recipe,
     settings: &RunSettings,
     progress: &mut Progress,
 ) -> Result<Report, CliError> {
-    print(&format!("listening on {}", place.listening_on))?;
     let mut client = Client::connect(&place.address.to_string()).await?;
     let runs = place.driver.run_views().await?;
-    if let Some(run) = find_undelivered(place, recipe, settings, &runs).await? {
+    if let Some(run) = find_undelivered(place, undelivered, recipe, settings, &runs).await? {
         progress.say(&format!("run {run} was trained but its results were not written; writing them now"));
         let out = make_out(settings, &run).await?;
-        return deliver(place, &mut client, &run, &out).await;
+        return deliver(undelivered, &mut client, &run, &out).await;
     }
     let request = Request {
         recipe_json: recipe.to_canonical_json(),
@@ -111,23 +63,24 @@ async fn train(
         first_member: 0,
     };
     let submitted = client.submit(request).await?;
-    place.undelivered.remember(&submitted.run_id).await?;
+    undelivered.remember(&submitted.run_id).await?;
     let out = make_out(settings, &submitted.run_id).await?;
     progress.say(&announcement(&mut client, &submitted, recipe).await?);
     for line in others(&runs, &submitted, place.address) {
         progress.say(&line);
     }
-    if place.waits_for_workers {
-        progress.say(&invitation(place.listening_on));
+    if let Some(invitation) = place.invitation() {
+        progress.say(&invitation);
     }
     let run = follow(&mut client, &submitted.run_id, progress).await?;
-    deliver(place, &mut client, &run.run_id, &out).await
+    deliver(undelivered, &mut client, &run.run_id, &out).await
 }
 
 /// Returns the run that was trained for the same command and whose results were not written; forgets those that will
 /// never have any.
 async fn find_undelivered(
     place: &Place,
+    undelivered: &Undelivered,
     recipe: &Recipe,
     settings: &RunSettings,
     runs: &[RunView],
@@ -139,9 +92,9 @@ async fn find_undelivered(
         dataset: place.dataset.reference,
         test_labels: place.dataset.test_labels,
     };
-    let found = undelivered::find(&place.undelivered.list().await?, runs, &asked);
+    let found = undelivered::find(&undelivered.list().await?, runs, &asked);
     for run in &found.hopeless {
-        place.undelivered.forget(run).await?;
+        undelivered.forget(run).await?;
     }
     Ok(found.deliverable)
 }
@@ -156,11 +109,11 @@ async fn make_out(settings: &RunSettings, run_id: &str) -> Result<PathBuf, CliEr
 }
 
 /// Writes the results of a completed run and shows its report.
-async fn deliver(place: &Place, client: &mut Client, run_id: &str, out: &Path) -> Result<Report, CliError> {
+async fn deliver(undelivered: &Undelivered, client: &mut Client, run_id: &str, out: &Path) -> Result<Report, CliError> {
     let answer = client.report(run_id).await?;
     let report = report_of(&answer)?;
     write_results(client, &answer, out).await?;
-    place.undelivered.forget(run_id).await?;
+    undelivered.forget(run_id).await?;
     print(report::terminal_table(&report).trim_end())?;
     print(&format!("results are in {}", out.display()))?;
     Ok(report)
@@ -195,18 +148,6 @@ fn others(runs: &[RunView], submitted: &Submitted, address: SocketAddr) -> Vec<S
         )
     };
     unfinished.map(line).collect()
-}
-
-/// Says how workers come to a coordinator that starts none.
-fn invitation(address: SocketAddr) -> String {
-    let line = worker_line(address);
-    let hint = if address.ip().is_loopback() {
-        "\n(other machines cannot reach this address; let it listen with --listen 0.0.0.0:PORT --insecure, or start \
-         workers here with --local-workers auto)"
-    } else {
-        ""
-    };
-    format!("waiting for workers; start each with\n\n    {line}\n{hint}")
 }
 
 fn check_accuracy(report: &Report, settings: &RunSettings) -> Result<(), CliError> {

@@ -140,6 +140,8 @@ fn help_reads_as_it_should() {
     insta::assert_snapshot!("help_serve", help(&["serve", "--help"]));
     insta::assert_snapshot!("help_submit", help(&["submit", "--help"]));
     insta::assert_snapshot!("help_report", help(&["report", "--help"]));
+    insta::assert_snapshot!("help_recipes", help(&["recipes", "--help"]));
+    insta::assert_snapshot!("help_ladder", help(&["ladder", "--help"]));
 }
 
 #[test]
@@ -155,6 +157,23 @@ fn wrong_flags_are_refused_by_name() {
     check(&desk, &["list", "--server", "no port"], 2, &["no port", "HOST:PORT"]);
     check(&desk, &["--ensemble", "3", "serve"], 2, &["--ensemble belongs behind the command"]);
     check(&desk, &["serve", "--ensemble", "3"], 2, &["--ensemble"]);
+    assert!(!desk.path().join(".plurality").exists(), "a refused command leaves nothing behind");
+}
+
+#[test]
+fn a_ladder_that_cannot_be_climbed_is_refused_by_name() {
+    let desk = Desk::new();
+    let rows = plurality_coordinator::ladder::rows::ROWS.map(|row| row.name);
+    check(&desk, &["ladder", "--rows", "fc100,conv3"], 2, &[&["\"conv3\""], &rows[..]].concat());
+    check(&desk, &["ladder", "--seeds", "0"], 2, &["--seeds", "1..=1000"]);
+    for scale in ["0", "-1", "NaN", "inf", "half"] {
+        let flag = format!("--scale={scale}");
+        check(&desk, &["ladder", &flag], 2, &["--scale", "a number above 0", scale]);
+    }
+    check(&desk, &["ladder", "--server", "127.0.0.1:1", "--local-workers", "1"], 2, &["--server", "--local-workers"]);
+    check(&desk, &["ladder", "--rows", "fc100", "--server", "127.0.0.1:1"], 5, &["127.0.0.1:1"]);
+    fs::write(desk.path().join("ladder.json"), "{\"format\": \"plurality-ladder/9\"}").unwrap();
+    check(&desk, &["ladder", "--out", "."], 2, &["ladder.json", "plurality-ladder/9", "plurality-ladder/1"]);
     assert!(!desk.path().join(".plurality").exists(), "a refused command leaves nothing behind");
 }
 
@@ -222,6 +241,12 @@ fn an_unknown_recipe_is_told_the_known_ones() {
     assert!(names.iter().all(|name| listed.contains(name)), "{listed}");
     let shown = desk.run(&["recipes", "smoke"]).stdout;
     assert!(String::from_utf8(shown).unwrap().contains("name = \"smoke\""));
+    assert_eq!(desk.run(&["recipes", "show", "smoke"]).stdout, desk.run(&["recipes", "smoke"]).stdout);
+    check(&desk, &["recipes", "show", "defualt"], 2, &names);
+    let json =
+        |arguments: &[&str]| -> serde_json::Value { serde_json::from_slice(&desk.run(arguments).stdout).unwrap() };
+    assert_eq!(json(&["recipes", "--output", "json"]).as_array().unwrap().len(), names.len());
+    assert_eq!(json(&["recipes", "show", "smoke", "--output", "json"])["name"], "smoke");
 }
 
 #[test]

@@ -45,6 +45,8 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{RECIPE, TEST_IMAGES, ZEROS, write_dataset};
 
+#[path = "service/ladder.rs"]
+mod ladder;
 #[path = "service/reproduce.rs"]
 mod reproduce;
 mod support;
@@ -281,15 +283,20 @@ impl Trained {
     }
 
     fn with_weights(start: &v1::Start, weight: f32) -> Self {
+        Self::on(start, InputShape { rows: 2, columns: 2 }, TEST_IMAGES, 2, weight)
+    }
+
+    /// For `images` test images of the shape `input` and so many classes.
+    fn on(start: &v1::Start, input: InputShape, images: usize, classes: usize, weight: f32) -> Self {
         let recipe = recipe_from_json(&start.recipe_json).unwrap();
-        let plan = shape::plan(&recipe, InputShape { rows: 2, columns: 2 }).unwrap();
+        let plan = shape::plan(&recipe, input).unwrap();
         let tensors = plan.tensors.iter().map(|spec| {
             let values = vec![weight; spec.shape.iter().product()];
             (spec.name.clone(), Tensor { shape: spec.shape.clone(), values })
         });
         let weights = Weights(tensors.collect());
         let metadata = Metadata::new(recipe, start.run_seed, start.member).to_json();
-        let predictions = Predictions::new(TEST_IMAGES, 2, vec![0.5; TEST_IMAGES * 2]).unwrap();
+        let predictions = Predictions::new(images, classes, vec![1.0 / classes as f32; images * classes]).unwrap();
         Self { checkpoint: weights.to_safetensors(&metadata), predictions: predictions.to_safetensors() }
     }
 }

@@ -10,6 +10,7 @@ pub use self::schema::layer_kinds;
 use crate::digest::Digest;
 
 pub mod builtin;
+mod outline;
 pub mod parse;
 mod schema;
 pub mod shape;

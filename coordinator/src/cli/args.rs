@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
 
-use crate::config::{LocalWorkers, Percent};
+use crate::{
+    config::{LocalWorkers, Percent},
+    ladder::plan::Scale,
+};
 
 /// What stands above the help. One paragraph would be enough for clap to show the long form of everything below it.
 const ABOUT: &str = "\
@@ -151,9 +154,60 @@ pub struct ClientArgs {
     /// Address of the coordinator, HOST:PORT [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDRESS", env = "PLURALITY_SERVER", hide_env = true)]
     pub server: Option<String>,
+    /// Form of the answer.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Form of the answer of every command that only tells something.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputArgs {
     /// Form of the answer on standard output [default: table]
     #[arg(long, value_name = "table|json", hide_possible_values = true, env = "PLURALITY_OUTPUT", hide_env = true)]
     pub output: Option<OutputFormat>,
+}
+
+/// What is to be trained for the ladder, and where.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "The ladder")]
+pub struct LadderArgs {
+    /// Rows to train, such as fc100,conv2 [default: all]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub rows: Vec<String>,
+    /// Networks of each row, which differ by their seed; a row that is a vote has one for each five, at least one
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(plurality_common::limits::ENSEMBLE_MAX)))]
+    pub seeds: u32,
+    /// Multiplies the passes of each schedule; the table says so
+    #[arg(long, value_name = "F", default_value = "1")]
+    pub scale: Scale,
+    /// Seed that every network's own is derived from
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// Folder of ladder.json and ladder.md; rows that are in there already are not trained again
+    #[arg(long, value_name = "DIR", default_value = "docs/results")]
+    pub out: PathBuf,
+    /// Trains rows again that are done
+    #[arg(long)]
+    pub again: bool,
+    /// Trains on the coordinator at this address, HOST:PORT, instead of one that is started here
+    #[arg(long, value_name = "ADDRESS", env = "PLURALITY_SERVER", hide_env = true,
+          conflicts_with_all = ["listen", "local_workers"])]
+    pub server: Option<String>,
+}
+
+/// What to do with the built-in recipes.
+#[derive(Subcommand, Debug)]
+pub enum RecipesCommand {
+    /// Prints a recipe as TOML, or with --output json as it is sent and stored
+    Show {
+        /// The recipe
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Form of the answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 /// Form of an answer.
@@ -274,10 +328,26 @@ pub enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Lists the built-in recipes, or prints one as TOML
+    /// Lists the built-in recipes with their network, size, published and own accuracy, or shows one
+    #[command(args_conflicts_with_subcommands = true)]
     Recipes {
-        /// The recipe to print
-        #[arg(value_name = "NAME")]
+        /// What to do instead of listing them.
+        #[command(subcommand)]
+        command: Option<RecipesCommand>,
+        /// The recipe to show
+        #[arg(value_name = "NAME", hide = true)]
         name: Option<String>,
+        /// Form of the answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Trains the lecture's systems and writes how their accuracy compares with the published one
+    Ladder {
+        /// What is to be trained, and where.
+        #[command(flatten)]
+        ladder: LadderArgs,
+        /// The coordinator that is started, without --server.
+        #[command(flatten)]
+        server: ServerArgs,
     },
 }

@@ -7,15 +7,16 @@ use plurality_common::recipe::builtin;
 use serde::Serialize;
 
 use super::{
-    args::{ClientArgs, Command, OutputFormat, RequestArgs},
+    args::{ClientArgs, Command, OutputFormat, RecipesCommand, RequestArgs},
     error::CliError,
     follow, print,
     recipe::{self, RecipeChoiceError},
-    report_of, reproduce, tables, write_results,
+    recipes, report_of, reproduce, tables, write_results,
 };
 use crate::{
     client::{self, Client, Request},
     config::{ClientSettings, FileConfig},
+    ladder::results::Ladder,
     progress::Progress,
     report,
 };
@@ -23,8 +24,13 @@ use crate::{
 /// Carries out one command.
 pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> Result<(), CliError> {
     match command {
-        Command::Serve { .. } => unreachable!("dispatched before"),
-        Command::Recipes { name } => recipes(name.as_deref()),
+        Command::Serve { .. } | Command::Ladder { .. } => unreachable!("dispatched before"),
+        Command::Recipes { command: None, name: None, output } => {
+            let built_in = recipes::list(&Ladder::own());
+            answer(file.output(&output), &built_in, || tables::recipes(&built_in))
+        }
+        Command::Recipes { command: Some(RecipesCommand::Show { name, output }), .. }
+        | Command::Recipes { command: None, name: Some(name), output } => show_recipe(&name, file.output(&output)),
         Command::Submit { request, continues, watch, client } => {
             submit(&file.client(&client), file, &request, continues, watch.then_some(bars)).await
         }
@@ -138,15 +144,9 @@ async fn show_report(
     }
 }
 
-fn recipes(name: Option<&str>) -> Result<(), CliError> {
-    match name {
-        Some(name) => {
-            let text = builtin::toml(name).ok_or_else(|| RecipeChoiceError::Unknown { name: name.to_owned() })?;
-            print(text.trim_end())
-        }
-        None => {
-            let recipes: Vec<_> = builtin::NAMES.iter().filter_map(|name| builtin::by_name(name)).collect();
-            print(&tables::recipes(&recipes))
-        }
+fn show_recipe(name: &str, output: OutputFormat) -> Result<(), CliError> {
+    match builtin::toml(name).zip(builtin::by_name(name)) {
+        Some((text, recipe)) => answer(output, &recipe, || text.trim_end().to_owned()),
+        None => Err(RecipeChoiceError::Unknown { name: name.to_owned() }.into()),
     }
 }

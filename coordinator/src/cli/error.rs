@@ -4,11 +4,12 @@ use std::{error::Error, io, path::PathBuf};
 
 use thiserror::Error;
 
-use super::recipe::RecipeChoiceError;
+use super::{ladder::LadderFileError, recipe::RecipeChoiceError};
 use crate::{
     client::ClientError,
     config::{ConfigError, Percent},
     driver::DriverError,
+    ladder::plan::PlanError,
     local_workers::LocalWorkerError,
     report::files::WriteError,
     server::ServerError,
@@ -98,6 +99,23 @@ pub enum CliError {
         /// The member.
         member: u32,
     },
+    /// What the ladder is to train.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The ladder's rows are about MNIST.
+    #[error("the ladder's rows are about MNIST, found other images{}", .run_id.as_ref().map_or_else(String::new, |run| format!(" in run {run}")))]
+    OtherDataset {
+        /// The run that was trained on them; absent if none was.
+        run_id: Option<String>,
+    },
+    /// What was trained for the ladder before cannot be read.
+    #[error("results {path:?} of earlier ladders cannot be read; name another folder with --out")]
+    LadderFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: LadderFileError,
+    },
     /// A signal ended it.
     #[error("stopped by {signal}; the same command with the same --state continues the run")]
     Stopped {
@@ -154,6 +172,7 @@ impl CliError {
             Self::Driver(_) | Self::LocalWorker(_) => EXIT_ERROR,
             Self::Run { .. } => EXIT_RUN,
             Self::Accuracy { .. } => EXIT_ACCURACY,
+            Self::Plan(_) | Self::OtherDataset { .. } | Self::LadderFile { .. } => EXIT_USAGE,
             Self::Different { .. } => EXIT_DIFFERENT,
             Self::OtherClass { .. } => EXIT_OTHER_CLASS,
             Self::Stopped { .. } => EXIT_STOPPED,

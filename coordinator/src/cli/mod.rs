@@ -18,8 +18,11 @@ pub mod args;
 mod attempts;
 mod commands;
 pub mod error;
+mod ladder;
 mod logging;
+pub(crate) mod own_server;
 pub mod recipe;
+mod recipes;
 mod reproduce;
 pub(crate) mod results;
 pub mod serve;
@@ -88,6 +91,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         None => crate::oneshot::run(file.server(&cli.server)?, file.run(&cli.run), &bars).await,
         Some(Command::Serve { server }) => serve::run(file.server(&server)?).await,
+        Some(Command::Ladder { ladder, server }) => ladder::run(ladder, file.server(&server)?, &bars).await,
         Some(command) => commands::run(command, &file, &bars).await,
     }
 }

@@ -2,9 +2,11 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::{Timestamp, Unit};
-use plurality_common::recipe::Recipe;
 
-use super::attempts;
+use super::{
+    attempts,
+    recipes::{BuiltIn, Ours},
+};
 use crate::client::view::{Member, MemberStatus, Run, Worker, percent};
 
 /// Returns one line a run.
@@ -111,10 +113,21 @@ pub fn workers(workers: &[Worker]) -> String {
 }
 
 /// Returns one line a recipe.
-pub fn recipes(recipes: &[Recipe]) -> String {
-    let mut table = table(["recipe", "epochs", "what it is"], &[1]);
+pub fn recipes(recipes: &[BuiltIn]) -> String {
+    let header =
+        ["recipe", "network", "parameters", "multiply-adds", "passes", "images a pass", "published %", "ours %"];
+    let mut table = table(header, &[2, 3, 4, 5]);
     for recipe in recipes {
-        table.add_row([recipe.name.clone(), recipe.training.epochs.to_string(), recipe.summary.clone()]);
+        table.add_row([
+            recipe.name.clone(),
+            recipe.network.clone(),
+            recipe.parameters.to_string(),
+            recipe.multiply_adds.to_string(),
+            recipe.passes.to_string(),
+            recipe.images_per_pass.to_string(),
+            recipe.published.unwrap_or("–").to_owned(),
+            recipe.ours.as_ref().map_or_else(|| "not run".to_owned(), Ours::text),
+        ]);
     }
     table.trim_fmt()
 }
