@@ -240,6 +240,7 @@ impl Cluster {
             seed: Some(seed),
             ensemble_size: members,
             continue_unfinished: false,
+            first_member: 0,
         };
         let response = self.runs().await.submit(request).await.expect("the request is valid");
         response.into_inner().run_id

@@ -17,7 +17,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/2";
 
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
-/// Version 2 adds snapshots, the class of a worker, and runs of one member under its own number.
+/// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.

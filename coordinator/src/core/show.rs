@@ -140,8 +140,11 @@ impl World {
         }
     }
 
-    /// Returns what a worker's trainers run on, as the newest attempt that said so did.
+    /// Returns what a worker's trainers run on: as it says itself, else as the newest attempt that said so did.
     fn class_of(&self, worker: &Worker) -> Option<DeterminismClass> {
+        if let Some(class) = &worker.profile.class {
+            return Some(class.clone());
+        }
         let attempts = self.state.attempts.values().filter(|attempt| attempt.worker == worker.id);
         let newest = attempts.filter(|attempt| attempt.class.is_some()).max_by_key(|attempt| attempt.offered_at);
         newest.and_then(|attempt| attempt.class.clone())
