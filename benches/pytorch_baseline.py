@@ -27,6 +27,7 @@ TRAIN = 50_000
 OFFSETS = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
 WARM_UP_STEPS = 20
 STEPS_AT_A_TIME = 10
+LOSS_STEPS = 100
 
 
 class Network(nn.Sequential):
@@ -77,15 +78,18 @@ def measure(arguments):
     data = Data(arguments.data, device)
     network = Network().to(device, memory_format=layout)
     forward = torch.compile(network) if arguments.mode == "compile" else network
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(network.parameters(), lr=arguments.rate, momentum=0.9, nesterov=True, weight_decay=1e-5)
 
     def steps(count):
+        total = torch.zeros((), device=device)
         for _ in range(count):
             images, labels = data.batch(arguments.batch, layout)
             loss = functional.cross_entropy(forward(images), labels)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            total += loss.detach()
+        return total
 
     steps(WARM_UP_STEPS)
     wait()
@@ -95,6 +99,8 @@ def measure(arguments):
         images += STEPS_AT_A_TIME * arguments.batch
     wait()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    # A network that died may be fast, but trains nothing.
+    loss = steps(LOSS_STEPS).item() / LOSS_STEPS
     return {
         "program": f"pytorch {arguments.mode}",
         "version": torch.__version__,
@@ -103,6 +109,7 @@ def measure(arguments):
         "images": images,
         "images_per_second": round(images / wall),
         "images_per_cpu_second": round(images / cpu),
+        "loss": loss,
     }
 
 
@@ -110,6 +117,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=MODES, default="eager")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=0.03, help="the constant learning rate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--device", default="cpu")

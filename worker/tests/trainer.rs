@@ -194,9 +194,18 @@ fn bench_measures_a_recipe_and_refuses_one_that_does_not_exist() {
     let line: serde_json::Value = serde_json::from_slice(&measured.stdout).unwrap();
     assert_eq!(line["batch"], 10);
     assert!(line["images_per_second"].as_f64().unwrap() > 0.0);
+    assert!(line["loss"].as_f64().unwrap() > 0.0);
     for (name, words) in [("no-such", "no recipe is called `no-such`"), ("no-such.toml", "cannot be read")] {
         let refused = bench(name);
         assert!(!refused.status.success());
         assert!(String::from_utf8(refused.stderr).unwrap().contains(words));
     }
+}
+
+#[test]
+fn bench_product_prints_a_rate() {
+    let measured = Command::new(env!("CARGO_BIN_EXE_worker-trainer")).arg("--bench-product").output().unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&measured.stdout).unwrap();
+    assert_eq!(line["threads"], 1);
+    assert!(line["gflop_per_second"].as_f64().unwrap() > 0.0);
 }

@@ -56,6 +56,9 @@ struct Arguments {
     /// Measures the speed of a recipe, by name or .toml file, and prints it as JSON.
     #[arg(long, value_name = "RECIPE", conflicts_with = "check")]
     bench: Option<String>,
+    /// Measures how fast large matrices are multiplied, and prints it as JSON.
+    #[arg(long, conflicts_with_all = ["check", "bench"])]
+    bench_product: bool,
     /// Images a step of --bench; the recipe's own if not given.
     #[arg(long)]
     batch: Option<u32>,
@@ -65,13 +68,13 @@ struct Arguments {
     /// Folder of the four IDX files for --bench.
     #[arg(long, default_value = "data/mnist")]
     data: PathBuf,
-    /// Device of --check and --bench.
+    /// Device of --check, --bench and --bench-product.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Which engine --bench measures.
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
-    /// Threads of --check and --bench.
+    /// Threads of --check, --bench and --bench-product.
     #[arg(long, default_value_t = 1)]
     threads: u32,
 }
@@ -80,6 +83,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = if arguments.check {
         check(&arguments)
+    } else if arguments.bench_product {
+        measure_product(&arguments)
     } else if let Some(recipe) = &arguments.bench {
         measure(recipe, &arguments)
     } else {
@@ -112,6 +117,12 @@ fn measure(recipe: &str, arguments: &Arguments) -> Result<(), TrainError> {
     let device = device(&arguments.device)?;
     let target = Target { device, threads: arguments.threads, engine: arguments.engine };
     bench::bench(recipe, arguments.batch, duration, &arguments.data, target)
+}
+
+fn measure_product(arguments: &Arguments) -> Result<(), TrainError> {
+    set_threads(arguments.threads);
+    bench::bench_product(device(&arguments.device)?);
+    Ok(())
 }
 
 fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {
