@@ -65,7 +65,7 @@ $(BUF):
 	    --target $(BUF).partial buf-bin==1.75.0
 	@mv $(BUF).partial $(BUF)
 
-bench: build ## measure what the README's numbers come from
+bench: build ## measure speed, scaling, start-up and memory (ARGS=throughput|trainer|scaling|ensemble|verify: one of them)
 	@benches/run $(ARGS)
 
 dist: build ## collect what the images are made of into dist/
