@@ -27,6 +27,8 @@ const OFTEN: &[&str] = &["--snapshot-interval", "0"];
 
 /// Passes of a member: seconds, while a test strikes within a tenth of a second after it saw the trainer.
 const LONG: u32 = 250;
+/// Passes of a member that outlasts a heartbeat also when it is resumed: what it resumed from travels with one.
+const LONGER: u32 = 1500;
 
 fn default() -> Recipe {
     builtin::by_name("default").unwrap()
@@ -269,9 +271,9 @@ async fn snapshotted(cluster: &Cluster, run: &str) {
 
 /// Interrupts the first attempt of a member by `strike` once it has left a snapshot; another attempt must go on from there and
 /// come to the bytes of a member that nothing has interrupted.
-async fn check_resumed(strike: impl AsyncFnOnce(&Cluster, &mut Process)) {
+async fn check_resumed(recipe: &Recipe, strike: impl AsyncFnOnce(&Cluster, &mut Process)) {
     let cluster = Cluster::start().await;
-    let recipe = json(&recipes::small(LONG));
+    let recipe = json(recipe);
     let mut first = cluster.worker_with("first", OFTEN);
     let run = cluster.submit(&recipe, 1, 5).await;
     snapshotted(&cluster, &run).await;
@@ -293,22 +295,33 @@ async fn check_resumed(strike: impl AsyncFnOnce(&Cluster, &mut Process)) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_trainer_was_killed_goes_on_from_its_snapshot_to_the_same_bytes() {
-    check_resumed(async |cluster: &Cluster, first: &mut Process| {
-        for trainer in cluster.trainers(first).await {
-            send_signal(trainer, "KILL");
-        }
-    })
-    .await;
+    check_resumed(&recipes::small(LONGER), kill_trainers).await;
+}
+
+async fn kill_trainers(cluster: &Cluster, worker: &mut Process) {
+    for trainer in cluster.trainers(worker).await {
+        send_signal(trainer, "KILL");
+    }
+}
+
+/// One is trained by the hand-written engine, the other by LibTorch's, with batch normalisation, averaged weights and Adam.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_both_smoke_recipes_go_on_from_their_snapshots_to_the_same_bytes() {
+    for (name, passes) in [("smoke", 60), ("smoke-norm", 20)] {
+        let mut recipe = builtin::by_name(name).unwrap();
+        recipe.training.epochs = passes;
+        check_resumed(&recipe, kill_trainers).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_worker_was_killed_goes_on_from_its_snapshot_to_the_same_bytes() {
-    check_resumed(async |_: &Cluster, first: &mut Process| first.kill()).await;
+    check_resumed(&recipes::small(LONGER), async |_: &Cluster, first: &mut Process| first.kill()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_was_given_back_goes_on_from_its_snapshot_to_the_same_bytes() {
-    check_resumed(async |_: &Cluster, first: &mut Process| {
+    check_resumed(&recipes::small(LONGER), async |_: &Cluster, first: &mut Process| {
         first.signal("TERM");
         assert!(first.ended().await.success(), "{}", first.output());
     })
@@ -319,7 +332,7 @@ async fn a_member_that_was_given_back_goes_on_from_its_snapshot_to_the_same_byte
 async fn a_damaged_snapshot_falls_back_to_the_one_before() {
     let cluster = Cluster::start().await;
     let mut first = cluster.worker_with("first", OFTEN);
-    let run = cluster.submit(&json(&recipes::small(LONG)), 1, 5).await;
+    let run = cluster.submit(&json(&recipes::small(LONGER)), 1, 5).await;
     let blobs = cluster.folder.path().join("state/artifacts/blobs/sha256");
     wait_for("two snapshots are stored", || async { (snapshots_below(&blobs).len() >= 2).then_some(()) }).await;
     first.signal("TERM");

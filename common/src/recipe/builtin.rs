@@ -8,8 +8,9 @@ macro_rules! files {
 }
 
 /// Name and TOML text of each: ours first, then the lecture's in the order of its table.
-const RECIPES: [(&str, &str); 20] = files![
+const RECIPES: [(&str, &str); 21] = files![
     "default",
+    "best",
     "smoke",
     "smoke-norm",
     "fc100",

@@ -182,6 +182,8 @@ pub struct Backward<'a> {
     pub winners: &'a [u32],
     /// [`Block::starts`].
     pub starts: &'a [[usize; 4]],
+    /// [`Block::lines`].
+    pub lines: &'a [usize],
     /// As `kernels`: the kernels' gradients are added here; what is in the padding has no meaning.
     pub kernel_gradients: &'a mut [f32],
     /// As `input`: the input's gradients are added here, if anyone wants them.
@@ -219,7 +221,6 @@ impl Backward<'_> {
         let block = self.block;
         let row = block.segment().next_multiple_of(S::F32_LANES);
         let size = block.kernel * row;
-        let lines: Vec<usize> = (0..block.kernel).map(|index| index * block.columns * block.channels).collect();
         let mut active = std::mem::take(self.active);
         active.resize(block.positions(), (0, 0.0));
         // Filter by filter, so that a kernel and its gradient stay in the nearest cache.
@@ -227,10 +228,10 @@ impl Backward<'_> {
             let count = self.find_active(filter, &mut active);
             let sums = &mut self.kernel_gradients[filter * size..][..size];
             if K > 0 {
-                kernel_in_registers::<S, K, R>(simd, self.input, &active[..count], &lines, sums);
+                kernel_in_registers::<S, K, R>(simd, self.input, &active[..count], self.lines, sums);
             } else {
                 for (start, gradient) in &active[..count] {
-                    for (line, sums) in lines.iter().zip(sums.chunks_exact_mut(row)) {
+                    for (line, sums) in self.lines.iter().zip(sums.chunks_exact_mut(row)) {
                         add_scaled(simd, *gradient, &self.input[start + line..][..row], sums);
                     }
                 }
@@ -238,7 +239,7 @@ impl Backward<'_> {
             if let Some(input_gradients) = &mut self.input_gradients {
                 let kernel = &self.kernels[filter * size..][..size];
                 for (start, gradient) in &active[..count] {
-                    for (line, weights) in lines.iter().zip(kernel.chunks_exact(row)) {
+                    for (line, weights) in self.lines.iter().zip(kernel.chunks_exact(row)) {
                         add_scaled(simd, *gradient, weights, &mut input_gradients[start + line..][..row]);
                     }
                 }

@@ -155,4 +155,9 @@ impl Block {
         };
         (0..self.positions()).map(starts).collect()
     }
+
+    /// Returns how far each row of a kernel is from its first, in the input.
+    pub fn lines(&self) -> Vec<usize> {
+        (0..self.kernel).map(|row| row * self.columns * self.channels).collect()
+    }
 }

@@ -2,13 +2,17 @@
 
 use super::dense::Columns;
 
+/// Most classes that a recipe can have.
+const CLASSES_MAX: usize = 256;
+
 /// Returns the mean cross-entropy of logits `[blocks][images][width]` and turns them into its gradients; padding becomes 0.
 ///
 /// The target is 1 − `smoothing` at the label, and `smoothing` spread evenly over all classes.
 pub fn cross_entropy(logits: &mut [f32], columns: Columns, classes: usize, labels: &[u8], smoothing: f64) -> f64 {
     let images = labels.len();
     let mut total = 0.0;
-    let mut row = vec![0.0_f64; classes];
+    let mut room = [0.0_f64; CLASSES_MAX];
+    let row = &mut room[..classes];
     for (image, label) in labels.iter().enumerate() {
         for (class, value) in row.iter_mut().enumerate() {
             *value = f64::from(logits[columns.index(images, image, class)]);

@@ -2,37 +2,33 @@
 //!
 //! It computes what the engine on LibTorch computes, to within rounding (a test in `torch/` holds the two together on random
 //! shapes), and does less: nothing is computed for activations that a ReLU, a dropout mask or a pool made zero, nothing is
-//! written that the next step does not read, and no step allocates. It knows blocks of valid convolution, 2×2 maximum
+//! written that the next step does not read, and buffers are kept from step to step. It knows blocks of valid convolution, 2×2 maximum
 //! pool and activation, then fully connected layers with dropout, trained by gradient descent; [`Engine::new`] says no to
 //! everything else, which the engine on LibTorch trains.
 //!
 //! Vectors come from the processor at hand (AVX-512, AVX2, NEON); their width decides the order of sums, and is part of
 //! the determinism class.
 
-use std::collections::BTreeMap;
-
-use plurality_common::{
-    recipe::{Recipe, shape::Plan},
-    weights::{Tensor, Weights},
-};
+use plurality_common::recipe::{Recipe, shape::Plan};
 use pulp::Arch;
 
 use self::{
-    activation::Activation,
-    conv::ForwardKernels,
-    dense::{Columns, Inputs},
-    layout::{Block, Dense, Layout},
+    block::BlockState,
+    layout::{Dense, Layout},
+    stack::{DenseState, Spatial},
     update::{Descent, Rule},
 };
 
 pub use self::tensors::Kept;
 
 mod activation;
+mod block;
 mod conv;
 mod dense;
 mod layout;
 mod loss;
 mod simd;
+mod stack;
 mod tensors;
 mod update;
 
@@ -70,43 +66,6 @@ struct Trained {
     averages: Vec<f32>,
 }
 
-struct BlockState {
-    block: Block,
-    /// Values of one row of a kernel, padded to whole vectors.
-    row: usize,
-    /// `[filters, kernel, row]`.
-    kernels: Trained,
-    /// `[filters]`, padded.
-    bias: Trained,
-    packed: ForwardKernels,
-    kernel_gradients: Vec<f32>,
-    bias_gradients: Vec<f32>,
-    /// `[n, positions, filters]` and room: after the activation.
-    outputs: Vec<f32>,
-    winners: Vec<u32>,
-    /// `[n, positions, filters]` and room.
-    gradients: Vec<f32>,
-    starts: Vec<[usize; 4]>,
-    active: Vec<(usize, f32)>,
-}
-
-struct DenseState {
-    layer: Dense,
-    columns: Columns,
-    /// `[blocks][inputs][width]`.
-    weights: Trained,
-    /// `[blocks · width]`.
-    bias: Trained,
-    bias_gradients: Vec<f32>,
-    inputs: Inputs,
-    /// `[blocks][n][width]`: after the activation; for the last layer the logits, and then their gradients.
-    outputs: Vec<f32>,
-    /// `[blocks][n][width]`, before the activation.
-    gradients: Vec<f32>,
-    partial: Vec<f32>,
-    input_gradients: Vec<f32>,
-}
-
 /// What a pass forward is for.
 #[derive(Clone, Copy)]
 enum Mode<'a> {
@@ -117,15 +76,6 @@ enum Mode<'a> {
     Evaluation {
         uses_averages: bool,
     },
-}
-
-/// What the first fully connected layer gets.
-struct Spatial<'a> {
-    /// `[n, positions, channels]` and more.
-    values: &'a [f32],
-    positions: usize,
-    /// What made the values; `None` for pixels.
-    activation: Option<Activation>,
 }
 
 impl Engine {
@@ -300,238 +250,5 @@ impl Trained {
     fn update(&mut self, arch: Arch, rule: Rule, gradients: &[f32]) {
         self.prepare(rule);
         update::Update { rule, gradients, weights: &mut self.values, velocities: &mut self.velocities }.run(arch);
-    }
-}
-
-impl BlockState {
-    fn new(block: Block, lanes: usize) -> Self {
-        let row = block.segment().next_multiple_of(lanes);
-        let size = block.filters * block.kernel * row;
-        let padded = block.filters.next_multiple_of(lanes);
-        Self {
-            row,
-            kernels: Trained::zeros(size),
-            bias: Trained::zeros(padded),
-            packed: ForwardKernels::default(),
-            kernel_gradients: vec![0.0; size],
-            bias_gradients: vec![0.0; padded],
-            outputs: Vec::new(),
-            winners: Vec::new(),
-            gradients: Vec::new(),
-            starts: block.starts(),
-            active: Vec::new(),
-            block,
-        }
-    }
-
-    fn forward(&mut self, arch: Arch, input: &[f32], count: usize, uses_averages: bool) {
-        let kernels = self.kernels.evaluated(uses_averages);
-        conv::Pack { block: &self.block, kernels, packed: &mut self.packed }.run(arch);
-        let size = self.block.outputs();
-        self.outputs.resize(count * size + ROOM, 0.0);
-        self.winners.resize(count * size + ROOM, 0);
-        for image in 0..count {
-            let forward = conv::Forward {
-                block: &self.block,
-                kernels: &self.packed,
-                starts: &self.starts,
-                bias: self.bias.evaluated(uses_averages),
-                input: &input[image * self.block.inputs..],
-                output: &mut self.outputs[image * size..],
-                winners: &mut self.winners[image * size..],
-            };
-            forward.run(arch);
-        }
-        self.block.activation.apply(arch, &mut self.outputs[..count * size]);
-    }
-
-    fn clear_gradients(&mut self, count: usize) {
-        self.gradients.clear();
-        self.gradients.resize(count * self.block.outputs() + ROOM, 0.0);
-    }
-
-    fn backward(&mut self, arch: Arch, input: &[f32], mut input_gradients: Option<&mut Vec<f32>>, count: usize) {
-        let size = self.block.outputs();
-        self.kernel_gradients.fill(0.0);
-        self.bias_gradients.fill(0.0);
-        for image in 0..count {
-            let gradients = &self.gradients[image * size..][..size];
-            for position in gradients.chunks_exact(self.block.filters) {
-                for (sum, gradient) in self.bias_gradients.iter_mut().zip(position) {
-                    *sum += gradient;
-                }
-            }
-            let backward = conv::Backward {
-                block: &self.block,
-                kernels: &self.kernels.values,
-                input: &input[image * self.block.inputs..],
-                gradients,
-                winners: &self.winners[image * size..],
-                starts: &self.starts,
-                kernel_gradients: &mut self.kernel_gradients,
-                input_gradients: input_gradients.as_mut().map(|all| &mut all[image * self.block.inputs..]),
-                active: &mut self.active,
-            };
-            backward.run(arch);
-        }
-        for row in self.kernel_gradients.chunks_exact_mut(self.row) {
-            row[self.block.segment()..].fill(0.0);
-        }
-    }
-
-    fn update(&mut self, arch: Arch, rule: Rule) {
-        self.kernels.update(arch, rule, &self.kernel_gradients);
-        self.bias.update(arch, Rule { decay: 0.0, ..rule }, &self.bias_gradients);
-    }
-}
-
-impl DenseState {
-    fn new(layer: Dense, lanes: usize) -> Self {
-        let columns = Columns::of(layer.outputs, lanes);
-        Self {
-            columns,
-            weights: Trained::zeros(columns.size(layer.inputs)),
-            bias: Trained::zeros(columns.size(1)),
-            bias_gradients: Vec::new(),
-            inputs: Inputs::default(),
-            outputs: Vec::new(),
-            gradients: Vec::new(),
-            partial: Vec::new(),
-            input_gradients: Vec::new(),
-            layer,
-        }
-    }
-
-    /// Takes its inputs from channels-last values, in the order in which PyTorch flattens: channel by channel.
-    fn take_spatial(&mut self, Spatial { values, positions, activation }: Spatial<'_>, count: usize, mode: Mode) {
-        let size = self.layer.inputs;
-        let channels = size / positions;
-        // Pixels of 0 count for nothing either.
-        let skips_zeros = activation.is_none_or(Activation::is_flat_at_zero);
-        let factor = mode.factors(&self.layer);
-        self.inputs.clear();
-        for (image, values) in values.chunks_exact(size).take(count).enumerate() {
-            let candidates = (0..channels).flat_map(|channel| {
-                values[channel..]
-                    .iter()
-                    .step_by(channels)
-                    .enumerate()
-                    .map(move |(position, value)| (channel * positions + position, *value))
-            });
-            let candidates = candidates.map(|(input, value)| {
-                let factor = factor(image * size + input);
-                (input, value * factor, factor != 0.0 && !(skips_zeros && value == 0.0))
-            });
-            self.inputs.push_image(size, candidates);
-        }
-    }
-
-    /// Takes its inputs from the layer before.
-    fn take_dense(&mut self, before: &Self, count: usize, mode: Mode) {
-        let size = self.layer.inputs;
-        let width = before.columns.width;
-        let activation = before.layer.activation.expect("only the last layer has none");
-        let skips_zeros = activation.is_flat_at_zero();
-        let factor = mode.factors(&self.layer);
-        self.inputs.clear();
-        for image in 0..count {
-            let blocks = before.outputs.chunks_exact(count * width);
-            let values = blocks.flat_map(|block| &block[image * width..][..width]);
-            let candidates = values.take(size).enumerate().map(|(input, value)| {
-                let factor = factor(image * size + input);
-                (input, value * factor, factor != 0.0 && !(skips_zeros && *value == 0.0))
-            });
-            self.inputs.push_image(size, candidates);
-        }
-    }
-
-    fn forward(&mut self, arch: Arch, count: usize, uses_averages: bool) {
-        self.outputs.resize(self.columns.size(count), 0.0);
-        let forward = dense::Forward {
-            columns: self.columns,
-            layer: &self.layer,
-            weights: self.weights.evaluated(uses_averages),
-            bias: self.bias.evaluated(uses_averages),
-            inputs: &self.inputs,
-            outputs: &mut self.outputs,
-        };
-        forward.run(arch);
-        if let Some(activation) = self.layer.activation {
-            activation.apply(arch, &mut self.outputs);
-        }
-    }
-
-    fn backward(&mut self, arch: Arch) {
-        let backward = dense::Backward {
-            columns: self.columns,
-            layer: &self.layer,
-            weights: &self.weights.values,
-            inputs: &self.inputs,
-            gradients: &self.gradients,
-            partial: &mut self.partial,
-            input_gradients: &mut self.input_gradients,
-        };
-        backward.run(arch);
-    }
-
-    /// Calls `give` with image, input and gradient of each input that counts.
-    fn gradients_of_inputs(&self, mask: Option<&[f32]>, mut give: impl FnMut(usize, usize, f32)) {
-        for image in 0..self.inputs.images() {
-            let gradients = &self.input_gradients[self.inputs.range(image)];
-            for ((input, _), gradient) in self.inputs.of_image(image).iter().zip(gradients) {
-                let input = *input as usize;
-                let factor = mask.map_or(1.0, |mask| mask[image * self.layer.inputs + input]);
-                give(image, input, gradient * factor);
-            }
-        }
-    }
-
-    fn give_dense(&self, before: &mut Self, mask: Option<&[f32]>) {
-        let count = self.inputs.images();
-        let columns = before.columns;
-        let activation = before.layer.activation.expect("only the last layer has none");
-        before.gradients.clear();
-        before.gradients.resize(columns.size(count), 0.0);
-        self.gradients_of_inputs(mask, |image, input, gradient| {
-            let place = columns.index(count, image, input);
-            before.gradients[place] = gradient * activation.derivative(before.outputs[place]);
-        });
-    }
-
-    fn give_spatial(&self, block: &mut BlockState, mask: Option<&[f32]>) {
-        let (filters, positions) = (block.block.filters, block.block.positions());
-        let activation = block.block.activation;
-        block.clear_gradients(self.inputs.images());
-        self.gradients_of_inputs(mask, |image, input, gradient| {
-            let place = (image * positions + input % positions) * filters + input / positions;
-            block.gradients[place] = gradient * activation.derivative(block.outputs[place]);
-        });
-    }
-
-    fn update(&mut self, arch: Arch, rule: Rule) {
-        self.weights.prepare(rule);
-        self.inputs.index_by_input(self.layer.inputs);
-        let update = dense::Update {
-            columns: self.columns,
-            layer: &self.layer,
-            rule,
-            inputs: &self.inputs,
-            gradients: &self.gradients,
-            weights: &mut self.weights.values,
-            velocities: &mut self.weights.velocities,
-        };
-        update.run(arch);
-        self.bias_gradients.clear();
-        let width = self.columns.width;
-        for block in self.gradients.chunks_exact(self.inputs.images() * width) {
-            let start = self.bias_gradients.len();
-            self.bias_gradients.resize(start + width, 0.0);
-            for image in block.chunks_exact(width) {
-                for (sum, gradient) in self.bias_gradients[start..].iter_mut().zip(image) {
-                    *sum += gradient;
-                }
-            }
-        }
-        self.bias.update(arch, Rule { decay: 0.0, ..rule }, &self.bias_gradients);
     }
 }

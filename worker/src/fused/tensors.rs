@@ -1,6 +1,15 @@
 //! The engine's values under PyTorch's names and in PyTorch's shapes.
 
-use super::*;
+use std::collections::BTreeMap;
+
+use plurality_common::weights::{Tensor, Weights};
+
+use super::{
+    Engine, Trained,
+    block::BlockState,
+    layout::{Block, Dense},
+    stack::DenseState,
+};
 
 /// Which of the values kept for every weight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

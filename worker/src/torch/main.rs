@@ -46,6 +46,10 @@ use train::Target;
 /// Most characters of a panic that go into a report; all of it is in the log.
 const PANIC_TEXT_MAX: usize = 300;
 
+/// Least time between two snapshots, whatever the worker asks for: a sync of the disk after every step would leave little
+/// time for steps.
+const SNAPSHOT_INTERVAL_MIN_MS: u64 = 200;
+
 /// Trains one member: reads a specification from standard input, writes events to standard output.
 #[derive(Parser)]
 #[command(name = "worker-trainer", version)]
@@ -88,7 +92,7 @@ fn main() -> ExitCode {
     } else if let Some(recipe) = &arguments.bench {
         measure(recipe, &arguments)
     } else {
-        let event = last_event(|| pipe::receive().and_then(|spec| run(&spec)));
+        let event = last_event(|| pipe::receive().and_then(run));
         pipe::send(&event);
         return if matches!(event, TrainerEvent::Finished { .. }) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     };
@@ -125,11 +129,12 @@ fn measure_product(arguments: &Arguments) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn run(spec: &TrainerSpec) -> Result<TrainerEvent, TrainError> {
+fn run(mut spec: TrainerSpec) -> Result<TrainerEvent, TrainError> {
     set_threads(spec.threads);
     let device = device(&spec.device)?;
-    let dataset = data::Dataset::read(spec)?;
-    train::train(spec, &dataset, device, &mut |event| pipe::send(&event))
+    let dataset = data::Dataset::read(&spec)?;
+    spec.snapshot_interval_ms = spec.snapshot_interval_ms.max(SNAPSHOT_INTERVAL_MIN_MS);
+    train::train(&spec, &dataset, device, &mut |event| pipe::send(&event))
 }
 
 /// Sets LibTorch's threads; it must not have computed anything before.
