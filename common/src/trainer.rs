@@ -95,7 +95,7 @@ pub enum TrainerEvent {
         /// Validation accuracy of the final weights, 0..1; absent without a validation split.
         validation_accuracy: Option<f64>,
         /// Wall seconds of the whole training in the trainer: set-up, validation, test predictions and writing included,
-        /// reading the dataset not.
+        /// reading the dataset not; with what it took up to the snapshot that it went on from.
         train_seconds: f64,
         /// CPU seconds of the same.
         train_cpu_seconds: f64,

@@ -22,20 +22,34 @@ const KINDS: [(&str, Kept); 4] =
 /// Name in a snapshot of the weights of the best pass.
 const BEST: &str = "best";
 
+/// When a training began.
+#[derive(Clone, Copy)]
+pub struct Begun {
+    at: Instant,
+    /// CPU time of the process until then.
+    cpu: Duration,
+}
+
+impl Begun {
+    /// Begins to count.
+    pub fn now() -> Self {
+        Self { at: Instant::now(), cpu: cpu_time() }
+    }
+}
+
 /// Writes the snapshots of one training.
 pub struct Snapshots<'a> {
     spec: &'a TrainerSpec,
     origin: Origin,
     last: Instant,
-    started: Instant,
-    cpu_started: Duration,
+    begun: Begun,
     /// Of the attempts before this one.
     spent_before: Spent,
 }
 
 impl<'a> Snapshots<'a> {
-    /// Begins to count time.
-    pub fn new(spec: &'a TrainerSpec, class: DeterminismClass, engine: &str) -> Self {
+    /// Prepares for a training that has just begun.
+    pub fn new(spec: &'a TrainerSpec, class: DeterminismClass, engine: &str, begun: Begun) -> Self {
         let origin = Origin {
             recipe_sha256: spec.recipe.digest(),
             run_seed: spec.run_seed,
@@ -43,21 +57,14 @@ impl<'a> Snapshots<'a> {
             class,
             engine: engine.to_owned(),
         };
-        Self {
-            spec,
-            origin,
-            last: Instant::now(),
-            started: Instant::now(),
-            cpu_started: cpu_time(),
-            spent_before: Spent::default(),
-        }
+        Self { spec, origin, last: Instant::now(), begun, spent_before: Spent::default() }
     }
 
     /// Returns the time that the training took so far, with what it took before it was resumed.
     pub fn spent(&self) -> Spent {
         Spent {
-            seconds: self.spent_before.seconds + self.started.elapsed().as_secs_f64(),
-            cpu_seconds: self.spent_before.cpu_seconds + (cpu_time() - self.cpu_started).as_secs_f64(),
+            seconds: self.spent_before.seconds + self.begun.at.elapsed().as_secs_f64(),
+            cpu_seconds: self.spent_before.cpu_seconds + (cpu_time() - self.begun.cpu).as_secs_f64(),
         }
     }
 

@@ -25,7 +25,7 @@ use super::{
     network::dropout_layers,
     order, output,
     parameters::evaluated,
-    resume::Snapshots,
+    resume::{Begun, Snapshots},
     schedule,
 };
 
@@ -53,11 +53,12 @@ pub fn train(
     device: Device,
     report: &mut dyn FnMut(TrainerEvent),
 ) -> Result<TrainerEvent, TrainError> {
+    let begun = Begun::now();
     let recipe = &spec.recipe;
     let target = Target { device, threads: spec.threads, engine: EngineChoice::Auto };
     let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, target)?;
     let class = class::determinism_class(device, spec.threads);
-    let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name());
+    let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name(), begun);
     let mut course = snapshots.resume(&mut trainer, report);
     report(TrainerEvent::Started {
         format: TRAINER_FORMAT.to_owned(),
