@@ -78,7 +78,7 @@ impl Project {
         command.args(is_plugin.then_some("compose"));
         command.args(["--project-name", &self.name, "--file", "deploy/compose.yaml"]).args(arguments);
         command.env("PLURALITY_TAG", TAG).env("PLURALITY_RESULTS", self.results.path());
-        command.env("PLURALITY_ENSEMBLE", MEMBERS.to_string()).env("PLURALITY_RECIPE", "smoke");
+        command.env("PLURALITY_ENSEMBLE", MEMBERS.to_string()).env("PLURALITY_RECIPE", "smoke-norm");
         command.env("PLURALITY_SEED", "7").env("PLURALITY_MIN_ACCURACY", "97").env("RUST_LOG", "info");
         run(&mut command)
     }
