@@ -90,6 +90,17 @@ impl House {
         Client::connect(&self.server.address().to_string()).await.unwrap()
     }
 
+    /// Waits until the newest run is completed.
+    async fn last_completed(client: &mut Client) {
+        timeout(DEADLINE, async {
+            while client.get("last").await.unwrap().status != RunStatus::Completed {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the run ends in time");
+    }
+
     async fn submit(&self, ensemble: u32) -> Submitted {
         self.client().await.submit(request(ensemble)).await.unwrap()
     }

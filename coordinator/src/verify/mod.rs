@@ -190,15 +190,12 @@ fn check_metadata(expected: &Expected, metadata: &Metadata) -> Result<(), Reject
 }
 
 fn compare(predictions: Predictions, claimed: &Predictions, labels: &Labels) -> Result<Verified, Rejection> {
-    let own = predictions.labels();
-    let differing = own.iter().zip(claimed.labels()).filter(|&(&own, claimed)| own != claimed).count();
+    let (differing, max_abs_difference) = predictions.differences(claimed);
     let (images, allowed) = (predictions.images(), differing_allowed(predictions.images()));
     if differing > allowed {
         return Err(Rejection::Disagreement { differing, images, allowed });
     }
-    let pairs = predictions.probabilities().iter().zip(claimed.probabilities());
-    let max_abs_difference = pairs.map(|(own, claimed)| (own - claimed).abs()).fold(0.0, f32::max);
-    Ok(Verified { test: Count::of(&own, &labels.0), differing, max_abs_difference, predictions })
+    Ok(Verified { test: Count::of(&predictions.labels(), &labels.0), differing, max_abs_difference, predictions })
 }
 
 #[cfg(test)]

@@ -89,13 +89,7 @@ async fn what_was_trained_while_the_command_was_away_is_taken() {
     child.kill().await.unwrap();
     train(&mut worker).await;
     let mut client = house.client().await;
-    timeout(DEADLINE, async {
-        while client.get("last").await.unwrap().status != RunStatus::Completed {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the run ends in time");
+    House::last_completed(&mut client).await;
 
     assert!(finished(climb(&house, "8")).await.contains("has completed before"));
     assert_eq!(written(&house).results[0].seed, 8);

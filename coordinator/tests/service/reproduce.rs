@@ -44,13 +44,7 @@ async fn reproduced(again: Again, arguments: &[&str]) -> (Option<i32>, String, S
     worker.do_one().await;
     worker.do_one().await;
     let mut client = house.client().await;
-    timeout(DEADLINE, async {
-        while client.get("last").await.unwrap().status != RunStatus::Completed {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the run ends in time");
+    House::last_completed(&mut client).await;
 
     let child = coordinator(&house, &[&["reproduce", "last", "1"], arguments].concat()).spawn().unwrap();
     assert_eq!(train(&mut worker, again).await, 1, "the member keeps its number");
@@ -124,13 +118,7 @@ async fn without_a_worker_it_waits_and_says_for_what() {
     house.submit(1).await;
     worker.do_one().await;
     let mut client = house.client().await;
-    timeout(DEADLINE, async {
-        while client.get("last").await.unwrap().status != RunStatus::Completed {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the run ends in time");
+    House::last_completed(&mut client).await;
     client.drain("fake").await.unwrap();
     worker.leave().await;
 

@@ -55,11 +55,6 @@ impl Course {
             Keep::BestValidation => self.standing.best_accuracy,
         }
     }
-
-    /// Returns the weights of the best pass.
-    pub fn into_best(self) -> Option<Weights> {
-        self.best
-    }
 }
 
 #[cfg(test)]
@@ -115,7 +110,7 @@ mod tests {
         let (_, course) = passes(&best, &scores);
         assert_eq!(course.accuracy(Keep::BestValidation), Some(0.7));
         assert_eq!(course.accuracy(Keep::Last), Some(0.6));
-        assert_eq!(course.into_best(), Some(weights(1.0)));
+        assert_eq!(course.best, Some(weights(1.0)));
         let (_, course) = passes(&training(9, Measure::Cost, Keep::Last), &scores);
         assert_eq!(course.best, None);
     }

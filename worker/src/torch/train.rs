@@ -109,15 +109,15 @@ fn finish(
 ) -> Result<(), TrainError> {
     let kept = match spec.recipe.training.keep {
         Keep::Last => trainer.kept_weights(),
-        Keep::BestValidation => course.into_best().expect("every pass was validated, and one of them was the best"),
+        Keep::BestValidation => course.best.expect("every pass was validated, and one of them was the best"),
     };
-    let weights = evaluated(kept.clone(), &trainer.plan, spec.recipe.network.dropout_scaling);
+    trainer.engine.set_tensors(Kept::Values, &kept);
+    let weights = evaluated(kept, &trainer.plan, spec.recipe.network.dropout_scaling);
     for (name, tensor) in &weights.0 {
         if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
             return Err(trainer.numeric(name.clone(), f64::from(*value), last_finite));
         }
     }
-    trainer.engine.set_tensors(Kept::Values, &kept);
     let test = &trainer.dataset.test_images;
     let logits = trainer.engine.logits(&scaled(test, 0..test.count), false);
     output::write(spec, &weights, &evaluate::predictions(&logits, spec.recipe.classes())?)
