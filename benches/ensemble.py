@@ -75,7 +75,7 @@ def row(measured):
     ])  # fmt: skip
 
 
-def page(runs, arguments):
+def page(runs, origin, arguments):
     return "\n".join([
         "# The main job",
         "",
@@ -83,7 +83,7 @@ def page(runs, arguments):
         "percent of the 10,000 test images; in brackets the 95 % interval (Wilson). The coordinator's CPU seconds are those of",
         "the whole run without and for verification. Seeds were fixed before; nothing was chosen by these figures.",
         "",
-        *provenance("benches/ensemble.py"),
+        *origin,
         "",
         "| seed | wall | members | mean member | majority vote | errors | ties | mean softmax | seconds a member | coordinator, CPU s | verification, CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -97,10 +97,11 @@ def main():
     parser.add_argument("--ensemble", type=int, default=5)
     parser.add_argument("--recipe", default="default", help="a built-in recipe or a file")
     arguments = parser.parse_args()
-    runs = []
+    # Before the first page is written, which changes the tree.
+    runs, origin = [], provenance("benches/ensemble.py")
     for seed in map(int, arguments.seeds.split(",")):
         runs.append(measure(seed, arguments))
-        text = page(runs, arguments)
+        text = page(runs, origin, arguments)
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(text)
     print(f"\n{text}\nwritten to {RESULT.relative_to(ROOT)}")
