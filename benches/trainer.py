@@ -52,7 +52,7 @@ def recipe(name):
 
 def specification(name, dataset, out):
     return {
-        "format": "plurality-trainer/2", "recipe": recipe(name), "run_seed": 1, "member": 0, **dataset, "device": "cpu",
+        "format": "plurality-trainer/3", "recipe": recipe(name), "run_seed": 1, "member": 0, **dataset, "device": "cpu",
         "threads": THREADS, "out": str(out), "resume": [], "snapshot_interval_ms": 2**32,
     }  # fmt: skip
 

@@ -108,6 +108,8 @@ pub enum FailureKind {
     DiskFull,
     /// The worker was asked to leave and gave the attempt back.
     Drained,
+    /// The trainer ran and took no step for too long.
+    Stalled,
 }
 
 /// Where an attempt stands, as its worker sees it.

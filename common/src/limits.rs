@@ -31,6 +31,10 @@ pub const ENSEMBLE_MAX: u32 = 1000;
 pub const SLOTS_MAX: u32 = 1024;
 /// Least time between two snapshots of an attempt: what a lost worker costs, against the seconds of an upload.
 pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a worker that is asked to leave may take: below the 30 s after which Kubernetes kills.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+/// Least time without a step after which a training counts as standing still: no known machine needs as long for one.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Snapshots kept of an attempt and offered to the next: the newest, and one to fall back to if that is damaged.
 pub const SNAPSHOTS_KEPT: usize = 2;
 /// First wait before connecting again; doubled each time, with full jitter.

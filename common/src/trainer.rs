@@ -1,7 +1,8 @@
 //! What a worker and its trainer child say to each other: one JSON line in, JSON lines out.
 //!
-//! The worker writes one [`TrainerSpec`] to the child's standard input and keeps it open: its end tells the child that
-//! the worker is gone. The child writes one [`TrainerEvent`] a line to its standard output; its log goes to standard error.
+//! The worker writes one [`TrainerSpec`] to the child's standard input and keeps it open for [`TrainerWish`]es: its end
+//! tells the child that the worker is gone. The child writes one [`TrainerEvent`] a line to its standard output; its log
+//! goes to standard error.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Name and version of the pipe protocol. Both programs come from one build: another version is refused, not spoken.
-pub const TRAINER_FORMAT: &str = "plurality-trainer/2";
+pub const TRAINER_FORMAT: &str = "plurality-trainer/3";
 
 /// One member to train.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -44,6 +45,15 @@ pub struct TrainerSpec {
     pub resume: Vec<PathBuf>,
     /// Least time between two snapshots, in milliseconds.
     pub snapshot_interval_ms: u64,
+}
+
+/// What a worker asks of a trainer that runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "wish", rename_all = "kebab-case")]
+pub enum TrainerWish {
+    /// A snapshot after the step under way, whatever [`TrainerSpec::snapshot_interval_ms`] says. Answered by
+    /// [`TrainerEvent::Snapshot`], unless the training ends first.
+    Snapshot,
 }
 
 /// What a trainer reports.

@@ -185,6 +185,7 @@ impl TryFrom<v1::FailureKind> for FailureKind {
             v1::FailureKind::Startup => Self::Startup,
             v1::FailureKind::DiskFull => Self::DiskFull,
             v1::FailureKind::Drained => Self::Drained,
+            v1::FailureKind::Stalled => Self::Stalled,
         })
     }
 }
@@ -211,6 +212,7 @@ impl From<FailureKind> for v1::FailureKind {
             FailureKind::Startup => Self::Startup,
             FailureKind::DiskFull => Self::DiskFull,
             FailureKind::Drained => Self::Drained,
+            FailureKind::Stalled => Self::Stalled,
         }
     }
 }

@@ -43,8 +43,11 @@ const CACHE_NAME: &str = "worker-cache";
 const CRASHES_MAX: u32 = 4;
 /// A worker that lived this long counts as started; its next crash is the first again.
 const STEADY: Duration = Duration::from_secs(60);
-/// How long a worker may take to leave after SIGTERM before it is killed: its trainers stop at once, an upload may end.
+/// How long a worker may take to leave after SIGTERM before it is killed. Whoever stops a coordinator waits for it, so it has
+/// less time than a worker elsewhere; its last snapshots go to a folder of the same machine.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the worker is told that it may take: below [`LEAVE_TIMEOUT`].
+const DRAIN_TIMEOUT: &str = "8s";
 /// How much of the log is repeated when giving up.
 const LOG_TAIL_BYTES: u64 = 2048;
 
@@ -163,7 +166,7 @@ impl Plan {
             .arg(self.coordinator.to_string())
             .arg("--slots")
             .arg(self.slots.to_string())
-            .args(["--name", WORKER_NAME, "--exit-with-parent", "--cache"])
+            .args(["--name", WORKER_NAME, "--exit-with-parent", "--drain-timeout", DRAIN_TIMEOUT, "--cache"])
             .arg(&self.cache)
             // The coordinator's file has keys that the worker does not know.
             .env_remove("PLURALITY_CONFIG")

@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::{
     config::{Device, Name, SNAPSHOT_INTERVAL_SECONDS_MAX, ServerAddress, SlotCount, Span},
@@ -40,10 +40,14 @@ Exit codes:
 /// Trains members of ensembles for a coordinator.
 ///
 /// The worker connects to the coordinator, waits for it if it is not there yet, and trains what it is given, one child
-/// process per slot. SIGTERM or SIGINT: it gives back what is in training and leaves.
+/// process per slot. SIGTERM or SIGINT: it hands over a last snapshot of what is in training, gives it back and leaves.
+/// SIGUSR1: it ends what is in training and leaves.
 #[derive(Clone, Default, Debug, Parser)]
-#[command(name = "worker", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "worker", version, after_help = AFTER_HELP, max_term_width = 100, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    /// What to do instead of working.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// The coordinator's address.
     #[arg(long, value_name = "HOST:PORT", env = "PLURALITY_CONNECT")]
     pub connect: Option<ServerAddress>,
@@ -70,6 +74,14 @@ pub struct Arguments {
     /// trainer can [default: 60].
     #[arg(long, value_name = "SECONDS", env = "PLURALITY_SNAPSHOT_INTERVAL", value_parser = clap::value_parser!(u32).range(0..=i64::from(SNAPSHOT_INTERVAL_SECONDS_MAX)))]
     pub snapshot_interval: Option<u32>,
+    /// How long leaving may take when a signal or the coordinator asks for it: the trainings write a last snapshot, which is
+    /// handed over, and are given back [default: 25s].
+    #[arg(long, value_name = "TIME", env = "PLURALITY_DRAIN_TIMEOUT")]
+    pub drain_timeout: Option<Span>,
+    /// Least time without a step after which a training counts as standing still and is ended; a slow one gets five of its
+    /// steps [default: 2m].
+    #[arg(long, value_name = "TIME", env = "PLURALITY_STALL_TIMEOUT")]
+    pub stall_timeout: Option<Span>,
     /// How log lines look [default: text].
     #[arg(long, value_enum, env = "PLURALITY_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -82,6 +94,23 @@ pub struct Arguments {
     /// Leave when standard input closes: set by a coordinator that starts its own workers.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// What to do instead of working.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Asks the workers of this machine to leave, and returns once they have
+    Drain {
+        /// Only the worker of this name.
+        #[arg(long)]
+        name: Option<Name>,
+        /// Folder that the workers use [default: ~/.cache/plurality].
+        #[arg(long, value_name = "DIR", env = "PLURALITY_CACHE")]
+        cache: Option<PathBuf>,
+        /// Lets members that are in training end first.
+        #[arg(long)]
+        finish: bool,
+    },
 }
 
 /// Prints `error` and what caused it on one line of standard error.

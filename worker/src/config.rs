@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use plurality_common::limits::{SLOTS_MAX, SNAPSHOT_INTERVAL};
+use plurality_common::limits::{DRAIN_TIMEOUT, SLOTS_MAX, SNAPSHOT_INTERVAL, STALL_TIMEOUT};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
@@ -40,6 +40,10 @@ pub struct Settings {
     pub orphan_timeout: Option<Duration>,
     /// Least time between two snapshots of a training.
     pub snapshot_interval: Duration,
+    /// How long leaving may take.
+    pub drain_timeout: Duration,
+    /// Least time without a step after which a training counts as standing still.
+    pub stall_timeout: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// The trainer program; absent: `worker-trainer` beside this program.
@@ -109,6 +113,8 @@ struct File {
     cache: Option<PathBuf>,
     orphan_timeout: Option<Span>,
     snapshot_interval: Option<Interval>,
+    drain_timeout: Option<Span>,
+    stall_timeout: Option<Span>,
     log_format: Option<LogFormat>,
     trainer: Option<PathBuf>,
 }
@@ -137,6 +143,8 @@ impl Settings {
                 .snapshot_interval
                 .or(file.snapshot_interval.map(|interval| interval.0))
                 .map_or(SNAPSHOT_INTERVAL, |seconds| Duration::from_secs(seconds.into())),
+            drain_timeout: arguments.drain_timeout.or(file.drain_timeout).map_or(DRAIN_TIMEOUT, |span| span.0),
+            stall_timeout: arguments.stall_timeout.or(file.stall_timeout).map_or(STALL_TIMEOUT, |span| span.0),
             log_format: arguments.log_format.or(file.log_format).unwrap_or_default(),
             trainer: arguments.trainer.or(file.trainer),
             exit_with_parent: arguments.exit_with_parent,
@@ -157,7 +165,8 @@ impl File {
     }
 }
 
-fn default_cache() -> Option<PathBuf> {
+/// Returns the cache folder of this user, if there is a home for one.
+pub fn default_cache() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
     Some(base.join("plurality"))
@@ -406,7 +415,7 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
-        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = 5";
+        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = 5\ndrain-timeout = '10s'";
         let settings = gather(file, &["--connect", "other:2", "--device", "cpu"]).unwrap();
         assert_eq!(settings.connect.to_string(), "other:2");
         assert_eq!(settings.device, Device::Exactly(ResolvedDevice::Cpu));
@@ -414,11 +423,13 @@ mod tests {
         assert_eq!(settings.threads_per_slot, 2);
         assert_eq!(settings.orphan_timeout, Some(Duration::from_secs(120)));
         assert_eq!(settings.snapshot_interval, Duration::from_secs(5));
+        assert_eq!(settings.drain_timeout, Duration::from_secs(10));
         assert_eq!(settings.log_format, LogFormat::Text);
         let settings = gather(file, &["--snapshot-interval", "0"]).unwrap();
         assert_eq!(settings.snapshot_interval, Duration::ZERO);
         let settings = gather("connect = 'host:1'", &[]).unwrap();
         assert_eq!(settings.snapshot_interval, SNAPSHOT_INTERVAL);
+        assert_eq!((settings.drain_timeout, settings.stall_timeout), (DRAIN_TIMEOUT, STALL_TIMEOUT));
     }
 
     #[test]

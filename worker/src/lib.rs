@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod fused;
 pub mod logging;
 pub mod signals;

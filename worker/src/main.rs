@@ -1,16 +1,25 @@
 //! The program `worker`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser as _;
-use plurality_worker::{agent, cli, config, logging, signals};
+use plurality_worker::{agent, cli, config, drain, logging, signals};
 use tokio::task::JoinSet;
 
 /// Threads of the agent's runtime: it waits for files and sockets; the work is in child processes.
 const RUNTIME_THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
+    let mut arguments = cli::Arguments::parse();
+    if let Some(cli::Command::Drain { name, cache, finish }) = arguments.command.take() {
+        return match ask_to_leave(name.as_ref(), cache, finish) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                cli::print_error(error.as_ref());
+                cli::FAILURE.into()
+            }
+        };
+    }
     let settings = match config::Settings::gather(arguments) {
         Ok(settings) => settings,
         Err(error) => {
@@ -26,6 +35,11 @@ fn main() -> ExitCode {
             error.downcast_ref::<agent::AgentError>().map_or(cli::FAILURE, agent::AgentError::exit_code).into()
         }
     }
+}
+
+fn ask_to_leave(name: Option<&config::Name>, cache: Option<PathBuf>, finish: bool) -> anyhow::Result<()> {
+    let cache = cache.or_else(config::default_cache).ok_or(config::ConfigError::NoCacheFolder)?;
+    Ok(drain::drain(&cache, name, finish)?)
 }
 
 fn run(settings: config::Settings) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! What asks the worker to leave: SIGTERM, SIGINT, and the end of its parent.
+//! What asks the worker to leave: SIGTERM, SIGINT, SIGUSR1, and the end of its parent.
 
 use std::{io, process, thread, time::Duration};
 
@@ -17,16 +17,27 @@ const STDIN_BUFFER_BYTES: usize = 64;
 /// group.
 const ECHO: Duration = Duration::from_millis(300);
 
-/// Returns a token that is cancelled by the first SIGTERM or SIGINT, and by the end of standard input if
-/// `exit_with_parent`. A second signal, unless it is an echo of the first, ends the process at once. The watching task lives in `tasks`.
+/// How the worker is asked to leave.
+#[derive(Clone, Default, Debug)]
+pub struct Leave {
+    /// Cancelled when it is to give back what it trains.
+    pub now: CancellationToken,
+    /// Cancelled when it is to end what it trains, and to take nothing new.
+    pub finishing: CancellationToken,
+}
+
+/// Returns tokens: `now` is cancelled by the first SIGTERM or SIGINT, and by the end of standard input if
+/// `exit_with_parent`, `finishing` by SIGUSR1. A second SIGTERM or SIGINT, unless it is an echo of the first, ends the process
+/// at once. The watching task lives in `tasks`.
 ///
 /// # Errors
 ///
 /// When the system refuses to watch a signal or to start a thread.
-pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<CancellationToken> {
-    let leave = CancellationToken::new();
+pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Leave> {
+    let leave = Leave::default();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut finish = signal(SignalKind::user_defined1())?;
     let asked = leave.clone();
     tasks.spawn(async move {
         let mut first_at = None;
@@ -34,6 +45,11 @@ pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Canc
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                _ = finish.recv() => {
+                    tracing::info!("SIGUSR1: ending what runs, taking nothing new, and leaving");
+                    asked.finishing.cancel();
+                    continue;
+                }
             };
             match first_at {
                 None => {
@@ -41,7 +57,7 @@ pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Canc
                         "{name}: giving back what is in training and leaving; a second signal leaves at once"
                     );
                     first_at = Some(Instant::now());
-                    asked.cancel();
+                    asked.now.cancel();
                 }
                 Some(first_at) if Instant::now().duration_since(first_at) < ECHO => {}
                 Some(_) => {
@@ -57,7 +73,7 @@ pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Canc
         thread::Builder::new().name("parent".to_owned()).spawn(move || {
             wait_for_end(io::stdin().lock());
             tracing::info!("the parent process is gone: leaving");
-            asked.cancel();
+            asked.now.cancel();
         })?;
     }
     Ok(leave)

@@ -15,7 +15,7 @@ use plurality_common::{
     attempt::{DeterminismClass, FailureKind},
     digest::Digest,
     recipe::builtin,
-    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
+    trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec, TrainerWish},
 };
 
 /// CPU seconds that a `smoke` member may take: its recipe promises seconds on one core, `make try` five in a minute.
@@ -132,6 +132,30 @@ fn a_trainer_whose_worker_is_gone_ends_at_once_without_a_core_dump() {
     // SIGKILL: of the signals that end a process under its work, the one that never writes a core dump.
     assert_eq!((status.signal(), status.core_dumped()), (Some(9), false));
     assert!(!out.path().join(CHECKPOINT_FILE).exists());
+}
+
+#[test]
+fn a_snapshot_is_written_at_once_when_it_is_wished_for() {
+    let out = tempfile::tempdir().unwrap();
+    let mut spec = spec(out.path());
+    spec.recipe.training.epochs = 10_000;
+    let mut trainer = Trainer::start(&serde_json::to_string(&spec).unwrap());
+    assert!(matches!(trainer.next(), Some(TrainerEvent::Started { .. })));
+    let mut last_step = 0;
+    for _ in 0..2 {
+        writeln!(trainer.input, "no wish\n{}", serde_json::to_string(&TrainerWish::Snapshot).unwrap()).unwrap();
+        let mut events = std::iter::from_fn(|| trainer.next());
+        let written = events.find_map(|event| match event {
+            TrainerEvent::Snapshot { step, file } => Some((step, file)),
+            _ => None,
+        });
+        let (step, file) = written.expect("the interval of the specification never ends, so this one was wished for");
+        assert!(step > last_step, "{step} after {last_step}");
+        assert!(out.path().join(file).is_file());
+        last_step = step;
+    }
+    trainer.child.kill().unwrap();
+    trainer.child.wait().unwrap();
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(super) enum Charge {
 /// Says whom a failure is charged to.
 pub(super) fn charge(kind: FailureKind) -> Charge {
     match kind {
-        FailureKind::Numeric | FailureKind::Dataset | FailureKind::Internal => Charge::Member,
+        FailureKind::Numeric | FailureKind::Dataset | FailureKind::Internal | FailureKind::Stalled => Charge::Member,
         FailureKind::OutOfMemory | FailureKind::DiskFull => Charge::Machine,
         FailureKind::Incompatible | FailureKind::Startup => Charge::Worker,
         FailureKind::Drained => Charge::Nobody,

@@ -236,6 +236,7 @@ pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &s
         FailureKind::Startup => "trainer did not start",
         FailureKind::DiskFull => "disk is full",
         FailureKind::Drained => "gave the attempt back",
+        FailureKind::Stalled => "took no step for too long",
     };
     if message.is_empty() { format!("{worker_name}: {kind}") } else { format!("{worker_name}: {kind}: {message}") }
 }

@@ -16,7 +16,7 @@ use plurality_common::{
 use plurality_proto::v1::{self, worker_service_client::WorkerServiceClient};
 use tokio::{
     sync::{Semaphore, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tonic::transport::Channel;
 
@@ -27,6 +27,7 @@ use super::{
     failure::Failure,
     server::{Link, worker_id},
     snapshots::{self, Outbox},
+    stall::Watch,
     training::{Following, Trained},
     transfer::{Transfer, in_time},
     tries::{Refused, Tries},
@@ -38,13 +39,10 @@ use crate::{
 
 /// How long an answer to `Commit` or `Fail` may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a finished result may still be handed over when the worker is leaving.
-const HAND_OVER_GRACE: Duration = Duration::from_secs(4);
-/// How long the newest snapshot may still be handed over when the worker is leaving; with the time to give the attempt back
-/// it is below the time after which a worker leaves in any case.
-const SNAPSHOT_GRACE: Duration = Duration::from_secs(3);
-/// How long a leaving worker tries to give an attempt back.
+/// How long a leaving worker tries to give an attempt back; kept free at the end of the time that it has.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a training that stands still may take to write a snapshot all the same.
+const STALLED_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Times that a coordinator may ask for the same blobs again before it counts as broken.
 const COMMIT_ROUNDS_MAX: u32 = 5;
 
@@ -69,6 +67,8 @@ pub struct Context {
     pub threads: u32,
     /// Least time between two snapshots of a training.
     pub snapshot_interval: Duration,
+    /// Least time without a step after which a training counts as standing still.
+    pub stall_timeout: Duration,
 }
 
 /// What the agent wants of an attempt.
@@ -76,8 +76,11 @@ pub struct Context {
 pub enum Order {
     /// Go on.
     GoOn,
-    /// The worker leaves: end the training and give the attempt back.
-    GiveBack,
+    /// The worker leaves: end the training, hand over what it has, and give the attempt back.
+    GiveBack {
+        /// When that must be done.
+        by: Instant,
+    },
     /// Nobody wants the result: end at once, say nothing.
     Forget,
 }
@@ -97,7 +100,7 @@ pub struct Attempt {
 /// Why an attempt did not come to its commit.
 enum Ended {
     Forgotten,
-    GivenBack,
+    GivenBack { by: Instant },
     Failed(Failure),
 }
 
@@ -120,7 +123,7 @@ impl Attempt {
         match self.work(assignment).await {
             Ok(()) => {}
             Err(Ended::Forgotten) => tracing::info!("stopped and forgotten"),
-            Err(Ended::GivenBack) => self.give_back().await,
+            Err(Ended::GivenBack { .. }) => self.give_back().await,
             Err(Ended::Failed(failure)) => {
                 tracing::warn!("failed ({:?}): {}", failure.kind, failure.message);
                 let mut orders = self.orders.clone();
@@ -172,12 +175,26 @@ impl Attempt {
             started = Trainer::start(&self.context.program, spec) => started?,
         };
         let mut outbox = Outbox::new(Arc::clone(&self.context), self.handle.clone());
-        let following = Following { report: &self.report, outbox: &mut outbox, folder: &spec.out, given };
-        let followed = tokio::select! {
+        let mut following = Following {
+            report: &self.report,
+            outbox: &mut outbox,
+            folder: &spec.out,
+            given,
+            watch: Watch::new(self.context.stall_timeout, std::time::Instant::now()),
+            class: None,
+        };
+        let mut followed = tokio::select! {
             biased;
             ended = ordered(&mut self.orders) => Err(ended),
             trained = following.until_end(&mut trainer) => trained.map_err(Ended::Failed),
         };
+        if let Err(ended) = &followed
+            && let Some(patience) = ended.snapshot_patience()
+            && following.class.is_some()
+            && let Some(trained) = following.until_snapshot(&mut trainer, patience).await
+        {
+            followed = Ok(trained);
+        }
         match &followed {
             // The result makes every snapshot needless.
             Ok(_) => trainer.finish().await,
@@ -202,10 +219,10 @@ impl Attempt {
                 () = outbox.empty_before_failure() => return,
             },
             Ended::Forgotten => return,
-            Ended::GivenBack => Ended::GivenBack,
+            Ended::GivenBack { by } => Ended::GivenBack { by: *by },
         };
-        if matches!(ended, Ended::GivenBack) {
-            outbox.empty_within(SNAPSHOT_GRACE).await;
+        if let Ended::GivenBack { by } = ended {
+            outbox.empty_within(hand_over_time(by)).await;
         }
     }
 
@@ -338,25 +355,40 @@ async fn describe_result(path: &Path) -> Result<BlobRef, Failure> {
     Ok(blob)
 }
 
+impl Ended {
+    /// Returns how long to wait for a last snapshot, if one is wanted: half of what is left to a worker that leaves, so that
+    /// it can be sent in the other half.
+    fn snapshot_patience(&self) -> Option<Duration> {
+        match self {
+            Self::GivenBack { by } => Some(hand_over_time(*by) / 2),
+            Self::Failed(failure) if failure.kind == FailureKind::Stalled => Some(STALLED_SNAPSHOT_TIMEOUT),
+            Self::Failed(_) | Self::Forgotten => None,
+        }
+    }
+}
+
+/// Returns how long something may still be handed over before the attempt is given back.
+fn hand_over_time(by: Instant) -> Duration {
+    by.saturating_duration_since(Instant::now()).saturating_sub(GIVE_BACK_TIMEOUT)
+}
+
 /// Waits for an order to end.
 async fn ordered(orders: &mut watch::Receiver<Order>) -> Ended {
     match orders.wait_for(|order| *order != Order::GoOn).await.as_deref() {
-        Ok(Order::GiveBack) => Ended::GivenBack,
+        Ok(Order::GiveBack { by }) => Ended::GivenBack { by: *by },
         Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
     }
 }
 
-/// Waits for an order to end; one to give back has effect only after a while, unless there is no coordinator to take the
+/// Waits for an order to end; one to give back has effect only when its time is over, unless there is no coordinator to take the
 /// result in the meantime.
 async fn ordered_with_grace(orders: &mut watch::Receiver<Order>, link: &watch::Receiver<Link>) -> Ended {
     let first = ordered(orders).await;
-    if !matches!(first, Ended::GivenBack) {
-        return first;
-    }
+    let Ended::GivenBack { by } = first else { return first };
     let mut link = link.clone();
     tokio::select! {
         _ = orders.wait_for(|order| *order == Order::Forget) => Ended::Forgotten,
-        _ = link.wait_for(|link| !link.is_up()) => Ended::GivenBack,
-        () = sleep(HAND_OVER_GRACE) => Ended::GivenBack,
+        _ = link.wait_for(|link| !link.is_up()) => Ended::GivenBack { by },
+        () = sleep(hand_over_time(by)) => Ended::GivenBack { by },
     }
 }

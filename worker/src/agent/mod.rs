@@ -14,6 +14,7 @@ mod scratch;
 mod server;
 mod session;
 mod snapshots;
+mod stall;
 mod training;
 mod transfer;
 mod tries;
@@ -35,6 +36,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+pub use self::scratch::Living;
 use self::{
     attempt::{Attempt, Context, Order},
     backoff::Dice,
@@ -47,16 +49,14 @@ use self::{
 };
 use crate::{
     cli,
+    signals::Leave,
     config::{self, ResolvedDevice, Settings},
     trainer::{Program, TrainerError},
 };
 
 /// Batches of instructions on their way from the session to the agent; each is answered before the next is sent.
 const SESSION_EVENTS_MAX: usize = 4;
-/// How long a leaving worker tries to hand over and give back, before it leaves anyway. With the farewell it stays below
-/// the 10 s after which service managers kill.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(6);
-/// How long the session may take to say farewell and end.
+/// How long the session may take to say farewell and end; kept free at the end of the time to leave.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Attempts held for each slot: a new one may be given while the one before is tidied away.
 const HELD_PER_SLOT_MAX: u32 = 2;
@@ -98,15 +98,16 @@ impl AgentError {
     }
 }
 
-/// Works for the coordinator until `leave` is cancelled or the coordinator drains the worker.
+/// Works for the coordinator until it is asked to leave, by `leave` or by the coordinator.
 ///
 /// # Errors
 ///
 /// When the trainer or the cache cannot be used, or the coordinator refuses this worker.
-pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), AgentError> {
+pub async fn run(settings: Settings, leave: Leave) -> Result<(), AgentError> {
     let program = Program::locate(settings.trainer.as_deref()).map_err(AgentError::Program)?;
     let chosen = tokio::select! {
-        () = leave.cancelled() => return Ok(()),
+        () = leave.now.cancelled() => return Ok(()),
+        () = leave.finishing.cancelled() => return Ok(()),
         chosen = device::choose(&program, settings.device, settings.threads_per_slot) => chosen?,
     };
     let (device, class) = chosen;
@@ -115,8 +116,9 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
     if !settings.connect.is_loopback() {
         tracing::warn!("the connection to {} is not encrypted", settings.connect);
     }
-    let (cache_folder, instance_id) = (settings.cache.clone(), identity.instance_id.clone());
-    let scratch = task::spawn_blocking(move || Scratch::open(&cache_folder, &instance_id));
+    let (cache_folder, instance_id, name) =
+        (settings.cache.clone(), identity.instance_id.clone(), identity.name.clone());
+    let scratch = task::spawn_blocking(move || Scratch::open(&cache_folder, &instance_id, &name));
     let scratch = scratch.await.map_err(|error| AgentError::Program(io::Error::other(error)))??;
 
     let server = Server::new(&settings.connect)?;
@@ -151,6 +153,7 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
         device,
         threads: settings.threads_per_slot,
         snapshot_interval: settings.snapshot_interval,
+        stall_timeout: settings.stall_timeout,
     };
     let agent = Agent {
         slots,
@@ -161,6 +164,7 @@ pub async fn run(settings: Settings, leave: CancellationToken) -> Result<(), Age
         events,
         link: link_seen,
         leave,
+        drain_timeout: settings.drain_timeout,
         leave_by: None,
         is_leaving: false,
     };
@@ -201,8 +205,10 @@ struct Agent {
     board: watch::Sender<Board>,
     events: mpsc::Receiver<SessionEvent>,
     link: watch::Receiver<Link>,
-    /// Cancelled when the worker is asked to leave now.
-    leave: CancellationToken,
+    /// Cancelled when the worker is asked to leave.
+    leave: Leave,
+    /// How long leaving may take.
+    drain_timeout: Duration,
     /// When it leaves whatever is still held; set when it was asked to leave now.
     leave_by: Option<Instant>,
     /// Whether it takes no new work.
@@ -234,7 +240,8 @@ impl Agent {
                     None => return Err(AgentError::Session(io::Error::other("the session ended by itself"))),
                 },
                 Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
-                () = self.leave.cancelled(), if self.leave_by.is_none() => self.give_back(),
+                () = self.leave.now.cancelled(), if self.leave_by.is_none() => self.give_back(),
+                () = self.leave.finishing.cancelled(), if !self.is_leaving => self.finish(),
                 _changed = self.link.changed() => {}
                 () = at(orphaned_at) => self.abandon(),
                 () = at(self.leave_by) => {
@@ -250,10 +257,17 @@ impl Agent {
         match instruction.kind {
             Some(Kind::Start(start)) => self.begin(start),
             Some(Kind::Stop(stop)) => self.stop(&stop),
-            Some(Kind::Drain(_)) if self.is_leaving => {}
+            Some(Kind::Drain(drain)) if drain.finish => {
+                if !self.is_leaving {
+                    tracing::info!("the coordinator wants this worker to leave: ending what runs, taking nothing new");
+                    self.finish();
+                }
+            }
             Some(Kind::Drain(_)) => {
-                tracing::info!("the coordinator wants this worker to leave: ending what runs, taking nothing new");
-                self.is_leaving = true;
+                if self.leave_by.is_none() {
+                    tracing::info!("the coordinator wants this worker to leave: giving back what is in training");
+                    self.give_back();
+                }
             }
             None => tracing::warn!("skipped an instruction that this version does not know"),
         }
@@ -272,7 +286,7 @@ impl Agent {
         if self.attempts.len() >= (self.slots * HELD_PER_SLOT_MAX) as usize {
             return tracing::error!("skipped attempt {id}: {} are held already", self.attempts.len());
         }
-        let first_order = if self.is_leaving { Order::GiveBack } else { Order::GoOn };
+        let first_order = if self.is_leaving { self.give_back_order() } else { Order::GoOn };
         let (orders, orders_seen) = watch::channel(first_order);
         let (report, report_seen) = watch::channel(Report::default());
         let span = match &assignment {
@@ -300,20 +314,32 @@ impl Agent {
         }
     }
 
+    /// Asked to leave once what runs has ended.
+    fn finish(&mut self) {
+        self.is_leaving = true;
+        self.publish();
+    }
+
     /// Asked to leave now: trainings end, finished results may still be handed over.
     fn give_back(&mut self) {
         self.is_leaving = true;
-        self.leave_by = Some(Instant::now() + LEAVE_TIMEOUT);
+        self.leave_by = Some(Instant::now() + self.drain_timeout.saturating_sub(FAREWELL_TIMEOUT));
+        let give_back = self.give_back_order();
         for running in self.attempts.values() {
             running.orders.send_if_modified(|order| {
                 let goes_on = *order == Order::GoOn;
                 if goes_on {
-                    *order = Order::GiveBack;
+                    *order = give_back;
                 }
                 goes_on
             });
         }
         self.publish();
+    }
+
+    /// Returns the order to give an attempt back by the time that this worker has to leave.
+    fn give_back_order(&self) -> Order {
+        Order::GiveBack { by: self.leave_by.unwrap_or_else(|| Instant::now() + self.drain_timeout) }
     }
 
     /// Says whether an attempt is held that nobody has ended.

@@ -5,10 +5,12 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
+    process,
 };
 
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use thiserror::Error;
 
@@ -30,6 +32,54 @@ pub struct ScratchError {
     source: io::Error,
 }
 
+/// A living worker, as it says of itself in its lock.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Living {
+    /// What people call it.
+    pub name: String,
+    /// Its process on `host`.
+    pub process: i32,
+    /// The machine, or container, that numbers the process: several may share a cache.
+    host: String,
+    /// Its folder.
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+impl Living {
+    /// Returns the living workers of this machine that use `cache`.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn find(cache: &Path) -> io::Result<Vec<Self>> {
+        let host = host();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(cache.join(INSTANCES))? {
+            let folder = entry?.path();
+            let text = fs::read_to_string(folder.join(LOCK)).unwrap_or_default();
+            // A lock without a line is that of an older worker, or of one that begins just now.
+            let Ok(living) = serde_json::from_str::<Self>(&text) else { continue };
+            let living = Self { folder, ..living };
+            if living.host == host && living.lives() {
+                found.push(living);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Says whether the worker still holds its lock.
+    pub fn lives(&self) -> bool {
+        let lock = File::open(self.folder.join(LOCK));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+/// Returns this machine's name, as its workers write it down.
+fn host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// A folder of this process alone, removed when it is dropped.
 #[derive(Debug)]
 pub struct Scratch {
@@ -39,12 +89,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes a folder for `instance` under `cache`, and removes those of processes that are gone.
+    /// Makes a folder for `instance`, called `name`, under `cache`, and removes those of processes that are gone.
     ///
     /// # Errors
     ///
     /// When the cache folder cannot be written.
-    pub fn open(cache: &Path, instance: &str) -> Result<Self, ScratchError> {
+    pub fn open(cache: &Path, instance: &str, name: &str) -> Result<Self, ScratchError> {
         let failed = |what| move |source| ScratchError { what, path: cache.to_owned(), source };
         let instances = cache.join(INSTANCES);
         fs::create_dir_all(&instances).map_err(failed("make a folder"))?;
@@ -56,6 +106,10 @@ impl Scratch {
         fs::create_dir_all(folder.join(PARTIAL)).map_err(failed("make a folder"))?;
         let lock = open_lock(&folder.join(LOCK)).map_err(failed("make a lock"))?;
         lock.lock().map_err(failed("take a lock"))?;
+        let process = i32::try_from(process::id()).expect("process numbers fit into 31 bits");
+        let living = Living { name: name.to_owned(), process, host: host(), folder: PathBuf::new() };
+        let line = serde_json::to_string(&living).expect("text and a number can be said in JSON");
+        (&lock).write_all(line.as_bytes()).map_err(failed("write a lock"))?;
         Ok(Self { folder, _lock: lock })
     }
 
@@ -111,7 +165,7 @@ mod tests {
     #[test]
     fn a_dead_workers_folder_is_swept_and_a_living_ones_is_not() {
         let cache = tempfile::tempdir().unwrap();
-        let living = Scratch::open(cache.path(), "living").unwrap();
+        let living = Scratch::open(cache.path(), "living", "anna").unwrap();
         let kept = living.attempt_folder().unwrap();
         let dead = cache.path().join(INSTANCES).join("dead");
         fs::create_dir_all(dead.join("attempt-1")).unwrap();
@@ -119,18 +173,24 @@ mod tests {
         let lockless = cache.path().join(INSTANCES).join("lockless");
         fs::create_dir_all(&lockless).unwrap();
 
-        let new = Scratch::open(cache.path(), "new").unwrap();
+        let new = Scratch::open(cache.path(), "new", "berta").unwrap();
 
         assert!(!dead.exists());
         assert!(!lockless.exists());
         assert!(kept.path().exists());
         assert!(new.partial().is_dir());
+        let own = i32::try_from(process::id()).unwrap();
+        let mut found: Vec<_> = Living::find(cache.path()).unwrap().into_iter().map(|one| (one.name, one.process)).collect();
+        found.sort();
+        assert_eq!(found, [("anna".to_owned(), own), ("berta".to_owned(), own)]);
+        drop(new);
+        assert_eq!(Living::find(cache.path()).unwrap().len(), 1);
     }
 
     #[test]
     fn a_folder_is_gone_with_its_process() {
         let cache = tempfile::tempdir().unwrap();
-        let scratch = Scratch::open(cache.path(), "one").unwrap();
+        let scratch = Scratch::open(cache.path(), "one", "anna").unwrap();
         let folder = scratch.folder.clone();
         assert!(folder.exists());
         drop(scratch);
@@ -140,7 +200,7 @@ mod tests {
     #[test]
     fn a_cache_that_cannot_be_written_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = Scratch::open(file.path(), "one").unwrap_err();
+        let error = Scratch::open(file.path(), "one", "anna").unwrap_err();
         assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
     }
 }

@@ -1,17 +1,24 @@
 //! What a trainer says, turned into what the worker reports and hands over.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use plurality_common::{
-    attempt::{DeterminismClass, Phase, SnapshotRef},
+    attempt::{DeterminismClass, FailureKind, Phase, SnapshotRef},
     trainer::TrainerEvent,
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{sleep_until, timeout},
+};
 
 use super::{
     board::{RefusedSnapshot, Report},
     failure::Failure,
     snapshots::{Outbox, RESUME_FOLDER, Written, file_name},
+    stall::Watch,
 };
 use crate::trainer::Trainer;
 
@@ -37,47 +44,100 @@ pub struct Following<'a> {
     pub folder: &'a Path,
     /// Snapshots that the trainer was given to go on from.
     pub given: &'a [SnapshotRef],
+    /// Whether it takes steps.
+    pub watch: Watch,
+    /// What the trainer said that it runs on.
+    pub class: Option<DeterminismClass>,
 }
 
 impl Following<'_> {
-    /// Reads events and reports progress until the training is over; hands snapshots over meanwhile.
+    /// Reads events and reports progress until the training is over; hands snapshots over meanwhile. Nothing is lost when
+    /// the returned future is dropped: the next call goes on.
     ///
     /// # Errors
     ///
-    /// When the trainer says that it failed, ends early, or breaks its protocol.
-    pub async fn until_end(mut self, trainer: &mut Trainer) -> Result<Trained, Failure> {
-        let mut seen = None;
+    /// When the trainer says that it failed, ends early, breaks its protocol, or takes no step for too long.
+    pub async fn until_end(&mut self, trainer: &mut Trainer) -> Result<Trained, Failure> {
         loop {
+            let due_at = self.watch.due_at();
             let event = tokio::select! {
+                // A report that waits was sent in time.
                 biased;
                 event = trainer.next() => event?,
                 never = self.outbox.work() => match never {},
+                () = sleep_until(due_at.into()) => match self.watch.is_stalled(Instant::now()) {
+                    None => continue,
+                    Some(stood_still) => return Err(self.stalled(stood_still)),
+                },
             };
-            match event {
-                TrainerEvent::Started { format: _, class, steps_total, epochs_total, resumed_step } => {
-                    seen = Some(class.clone());
-                    self.begin(class, steps_total, epochs_total, resumed_step).await;
-                }
-                TrainerEvent::Progress { step, epoch, loss, images_per_second, validation_accuracy } => {
-                    self.report.send_modify(|report| {
-                        let progress = &mut report.progress;
-                        (progress.step, progress.epoch, progress.loss) = (step, epoch, Some(loss));
-                        progress.images_per_second = images_per_second;
-                        progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
-                    });
-                }
-                TrainerEvent::Snapshot { step, file } => {
-                    let class = class_of(&seen);
-                    self.outbox.put(Written { step, class, path: self.folder.join(file) }).await;
-                }
-                TrainerEvent::SnapshotRefused { file, reason } => self.refuse(&file, &reason),
-                TrainerEvent::Finished { validation_accuracy, train_seconds, train_cpu_seconds } => {
-                    let class = class_of(&seen);
-                    return Ok(Trained { class, validation_accuracy, train_seconds, train_cpu_seconds });
-                }
-                TrainerEvent::Failed { kind, message } => return Err(Failure::new(kind, &message)),
+            if let Some(trained) = self.follow(event).await? {
+                return Ok(trained);
             }
         }
+    }
+
+    /// Asks for a snapshot and follows the trainer until it is written, at most for `patience`. Returns the result of a
+    /// training that ends meanwhile.
+    pub async fn until_snapshot(&mut self, trainer: &mut Trainer, patience: Duration) -> Option<Trained> {
+        let written = async {
+            trainer.wish_for_snapshot().await;
+            loop {
+                let event = trainer.next().await.ok()?;
+                let is_snapshot = matches!(event, TrainerEvent::Snapshot { .. });
+                match self.follow(event).await {
+                    Ok(None) if is_snapshot => return None,
+                    Ok(None) => {}
+                    Ok(Some(trained)) => return Some(trained),
+                    // The attempt is given up in any case.
+                    Err(_) => return None,
+                }
+            }
+        };
+        timeout(patience, written).await.unwrap_or_else(|_| {
+            tracing::warn!("the trainer wrote no snapshot within {patience:?}");
+            None
+        })
+    }
+
+    /// Acts on one event; returns the result with the last.
+    async fn follow(&mut self, event: TrainerEvent) -> Result<Option<Trained>, Failure> {
+        match event {
+            TrainerEvent::Started { format: _, class, steps_total, epochs_total, resumed_step } => {
+                self.class = Some(class.clone());
+                self.watch.start(resumed_step, steps_total / u64::from(epochs_total.max(1)), Instant::now());
+                self.begin(class, steps_total, epochs_total, resumed_step).await;
+            }
+            TrainerEvent::Progress { step, epoch, loss, images_per_second, validation_accuracy } => {
+                self.watch.hear(step, Instant::now());
+                self.report.send_modify(|report| {
+                    let progress = &mut report.progress;
+                    (progress.step, progress.epoch, progress.loss) = (step, epoch, Some(loss));
+                    progress.images_per_second = images_per_second;
+                    progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
+                });
+            }
+            TrainerEvent::Snapshot { step, file } => {
+                self.watch.hear(step, Instant::now());
+                self.outbox.put(Written { step, class: self.class(), path: self.folder.join(file) }).await;
+            }
+            TrainerEvent::SnapshotRefused { file, reason } => self.refuse(&file, &reason),
+            TrainerEvent::Finished { validation_accuracy, train_seconds, train_cpu_seconds } => {
+                let class = self.class();
+                return Ok(Some(Trained { class, validation_accuracy, train_seconds, train_cpu_seconds }));
+            }
+            TrainerEvent::Failed { kind, message } => return Err(Failure::new(kind, &message)),
+        }
+        Ok(None)
+    }
+
+    fn stalled(&self, stood_still: Duration) -> Failure {
+        let step = self.report.borrow().progress.step;
+        let message = format!("the trainer took no step for {} s, the last was {step}", stood_still.as_secs());
+        Failure::new(FailureKind::Stalled, &message)
+    }
+
+    fn class(&self) -> DeterminismClass {
+        self.class.clone().expect("a trainer says that it has started before it says what it has done")
     }
 
     async fn begin(&mut self, class: DeterminismClass, steps_total: u64, epochs_total: u32, resumed_step: u64) {
@@ -118,8 +178,4 @@ impl Following<'_> {
             }
         });
     }
-}
-
-fn class_of(seen: &Option<DeterminismClass>) -> DeterminismClass {
-    seen.clone().expect("a trainer says that it has started before it says what it has done")
 }

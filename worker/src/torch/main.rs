@@ -41,6 +41,7 @@ use tch::{Cuda, Device};
 
 use engine::EngineChoice;
 use error::TrainError;
+use pipe::Wishes;
 use train::Target;
 
 /// Most characters of a panic that go into a report; all of it is in the log.
@@ -129,12 +130,12 @@ fn measure_product(arguments: &Arguments) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn run(mut spec: TrainerSpec) -> Result<TrainerEvent, TrainError> {
+fn run((mut spec, wishes): (TrainerSpec, Wishes)) -> Result<TrainerEvent, TrainError> {
     set_threads(spec.threads);
     let device = device(&spec.device)?;
     let dataset = data::Dataset::read(&spec)?;
     spec.snapshot_interval_ms = spec.snapshot_interval_ms.max(SNAPSHOT_INTERVAL_MIN_MS);
-    train::train(&spec, &dataset, device, &mut |event| pipe::send(&event))
+    train::train(&spec, &dataset, device, &wishes, &mut |event| pipe::send(&event))
 }
 
 /// Sets LibTorch's threads; it must not have computed anything before.

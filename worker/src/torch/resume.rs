@@ -14,7 +14,7 @@ use plurality_common::{
 };
 use plurality_worker::fused::Kept;
 
-use super::{clock::cpu_time, course::Course, error::TrainError, output, train::Trainer};
+use super::{clock::cpu_time, course::Course, error::TrainError, output, pipe::Wishes, train::Trainer};
 
 /// The kinds of tensors that an engine keeps, by their names in a snapshot.
 const KINDS: [(&str, Kept); 4] =
@@ -40,8 +40,11 @@ impl Begun {
 /// Writes the snapshots of one training.
 pub struct Snapshots<'a> {
     spec: &'a TrainerSpec,
+    wishes: &'a Wishes,
     origin: Origin,
     last: Instant,
+    /// Steps of the last snapshot.
+    last_step: Option<u64>,
     begun: Begun,
     /// Of the attempts before this one.
     spent_before: Spent,
@@ -49,7 +52,13 @@ pub struct Snapshots<'a> {
 
 impl<'a> Snapshots<'a> {
     /// Prepares for a training that has just begun.
-    pub fn new(spec: &'a TrainerSpec, class: DeterminismClass, engine: &str, begun: Begun) -> Self {
+    pub fn new(
+        spec: &'a TrainerSpec,
+        class: DeterminismClass,
+        engine: &str,
+        begun: Begun,
+        wishes: &'a Wishes,
+    ) -> Self {
         let origin = Origin {
             recipe_sha256: spec.recipe.digest(),
             run_seed: spec.run_seed,
@@ -57,7 +66,15 @@ impl<'a> Snapshots<'a> {
             class,
             engine: engine.to_owned(),
         };
-        Self { spec, origin, last: Instant::now(), begun, spent_before: Spent::default() }
+        Self {
+            spec,
+            wishes,
+            origin,
+            last: Instant::now(),
+            last_step: None,
+            begun,
+            spent_before: Spent::default(),
+        }
     }
 
     /// Returns the time that the training took so far, with what it took before it was resumed.
@@ -106,7 +123,7 @@ impl<'a> Snapshots<'a> {
         }
     }
 
-    /// Writes a snapshot if the last is old enough; when this returns it is on the disk and reported.
+    /// Writes a snapshot if the last is old enough, or one is wished for; when this returns it is on the disk and reported.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -116,7 +133,13 @@ impl<'a> Snapshots<'a> {
         course: &Course,
         report: &mut dyn FnMut(TrainerEvent),
     ) -> Result<(), TrainError> {
-        if self.last.elapsed() < Duration::from_millis(self.spec.snapshot_interval_ms) {
+        // The file of a step is the worker's once it is reported: there is no second one of the same step.
+        if self.last_step == Some(trainer.step) {
+            return Ok(());
+        }
+        let is_old = self.last.elapsed() >= Duration::from_millis(self.spec.snapshot_interval_ms);
+        // Before the snapshot is reported: a wish that comes after that is one for another.
+        if !self.wishes.take_snapshot() && !is_old {
             return Ok(());
         }
         let metadata = SnapshotMetadata {
@@ -133,7 +156,7 @@ impl<'a> Snapshots<'a> {
         output::write_synced(&self.spec.out, &file, &Snapshot { metadata, tensors }.to_safetensors())
             .map_err(|source| TrainError::Output { name: "snapshot", source })?;
         report(TrainerEvent::Snapshot { step: trainer.step, file });
-        self.last = Instant::now();
+        (self.last, self.last_step) = (Instant::now(), Some(trainer.step));
         Ok(())
     }
 }

@@ -25,6 +25,7 @@ use super::{
     network::dropout_layers,
     order, output,
     parameters::evaluated,
+    pipe::Wishes,
     resume::{Begun, Snapshots},
     schedule,
 };
@@ -43,7 +44,7 @@ pub struct Target {
     pub engine: EngineChoice,
 }
 
-/// Trains one member; `report` gets every event between start and end.
+/// Trains one member; `report` gets every event between start and end, a snapshot also when `wishes` ask for one.
 ///
 /// # Errors
 /// When dataset or device are unusable, the loss leaves the finite numbers, or a file cannot be written.
@@ -51,6 +52,7 @@ pub fn train(
     spec: &TrainerSpec,
     dataset: &Dataset,
     device: Device,
+    wishes: &Wishes,
     report: &mut dyn FnMut(TrainerEvent),
 ) -> Result<TrainerEvent, TrainError> {
     let begun = Begun::now();
@@ -58,7 +60,7 @@ pub fn train(
     let target = Target { device, threads: spec.threads, engine: EngineChoice::Auto };
     let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, target)?;
     let class = class::determinism_class(device, spec.threads);
-    let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name(), begun);
+    let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name(), begun, wishes);
     let mut course = snapshots.resume(&mut trainer, report);
     report(TrainerEvent::Started {
         format: TRAINER_FORMAT.to_owned(),
@@ -326,7 +328,8 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let mut events = Vec::new();
         let spec = spec(recipe, member, out.path());
-        let result = train(&spec, &testing::dataset(), Device::Cpu, &mut |event| events.push(event));
+        let note = &mut |event| events.push(event);
+        let result = train(&spec, &testing::dataset(), Device::Cpu, &Wishes::default(), note);
         (result, events, files(out.path()))
     }
 
@@ -393,7 +396,7 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_output_error() {
         let spec = spec(&testing::recipe(testing::DROPOUT_LAYERS), 0, Path::new("/nonexistent/folder"));
-        let error = train(&spec, &testing::dataset(), Device::Cpu, &mut |_| {}).unwrap_err();
+        let error = train(&spec, &testing::dataset(), Device::Cpu, &Wishes::default(), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Internal);
         assert!(!error.chain().contains("/nonexistent"), "{}", error.chain());
     }
@@ -409,7 +412,7 @@ mod tests {
                 snapshots.push((step, out.path().join(file)));
             }
         };
-        let finished = train(&undisturbed, &dataset, Device::Cpu, &mut note).unwrap();
+        let finished = train(&undisturbed, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
         let expected = files(out.path());
         assert!(snapshots.len() as u64 > recipe.steps_per_epoch(), "{engine}: {} snapshots", snapshots.len());
         assert!(String::from_utf8_lossy(&fs::read(&snapshots[0].1).unwrap()).contains(engine));
@@ -423,7 +426,7 @@ mod tests {
                 }
             };
             let TrainerEvent::Finished { validation_accuracy, .. } =
-                train(&resumed, &dataset, Device::Cpu, &mut note).unwrap()
+                train(&resumed, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap()
             else {
                 panic!("not finished")
             };
@@ -465,7 +468,7 @@ mod tests {
                 written.push(out.path().join(file));
             }
         };
-        train(&first, &dataset, Device::Cpu, &mut note).unwrap();
+        train(&first, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
         let whole = fs::read(&written[2]).unwrap();
         let put = |name: &str, bytes: &[u8]| {
             let path = out.path().join(name);
@@ -484,7 +487,7 @@ mod tests {
                 _ => {}
             };
             let spec = TrainerSpec { resume, ..spec(&recipe, member, again.path()) };
-            train(&spec, &dataset, Device::Cpu, &mut note).unwrap();
+            train(&spec, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
             assert_eq!(
                 (step, refused),
                 (Some(expected_step), refusals.iter().map(|text| (*text).to_owned()).collect())

@@ -16,7 +16,7 @@ use std::{
 
 use plurality_common::{
     attempt::FailureKind,
-    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec, is_plain_file_name},
+    trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec, TrainerWish, is_plain_file_name},
 };
 use thiserror::Error;
 use tokio::{
@@ -37,6 +37,8 @@ const LOG_LINE_BYTES_MAX: usize = 500;
 const TAIL_LINES: usize = 12;
 /// How long a child may take to read its spec: it reads before anything else.
 const SPEC_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a child may take to read a wish; the pipe holds thousands of them.
+const WISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a child may take to end after its last event or its last output, before it is killed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the rest of the log is read after the child has ended: a grandchild may hold the pipe open for ever.
@@ -218,7 +220,7 @@ impl Program {
 pub struct Trainer {
     child: Child,
     /// Held open for as long as the trainer is to live.
-    _stdin: ChildStdin,
+    stdin: ChildStdin,
     stdout: Lines<ChildStdout>,
     log: Log,
     /// Whether it has said anything that the protocol allows.
@@ -249,7 +251,7 @@ impl Trainer {
             Ok(Err(error)) => return Err(TrainerError::Pipe(error)),
             Err(_) => return Err(TrainerError::Silent { waited: SPEC_TIMEOUT, tail: log.tail }),
         }
-        Ok(Self { child, _stdin: stdin, stdout, log, has_begun: false, has_started: false })
+        Ok(Self { child, stdin, stdout, log, has_begun: false, has_started: false })
     }
 
     /// Returns the next event; `Started` comes once, and only refused snapshots come before it. A snapshot's file lies in
@@ -269,6 +271,16 @@ impl Trainer {
                 },
                 () = self.log.follow(), if !self.log.is_over => {}
             }
+        }
+    }
+
+    /// Asks for a snapshot after the step under way. Whether it comes is seen by [`Trainer::next`].
+    pub async fn wish_for_snapshot(&mut self) {
+        let mut line = serde_json::to_vec(&TrainerWish::Snapshot).expect("a wish is a word, which JSON can say");
+        line.push(b'\n');
+        // A child that reads no more has ended or stands still, and says so in other ways.
+        if !matches!(timeout(WISH_TIMEOUT, self.stdin.write_all(&line)).await, Ok(Ok(()))) {
+            tracing::debug!("the trainer does not read its wishes");
         }
     }
 
@@ -300,7 +312,7 @@ impl Trainer {
         self.has_begun = true;
         match (&event, self.has_started) {
             (TrainerEvent::Started { format, .. }, false) if format != TRAINER_FORMAT => {
-                breach("plurality-trainer/2, as this worker speaks it", line)
+                breach("plurality-trainer/3, as this worker speaks it", line)
             }
             (TrainerEvent::Snapshot { file, .. }, true) if !is_plain_file_name(file) => {
                 breach("the name of a file without folders", line)

@@ -6,7 +6,10 @@ mod coordinator;
 mod snapshots;
 mod worker;
 
-use std::fs;
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES};
 use plurality_proto::v1::{self, AttemptPhase, CommitOutcome, FailureKind, instruction::Kind};
@@ -318,42 +321,109 @@ fn a_stopped_attempt_ends_its_trainer_and_says_nothing() {
     coordinator.note(|notes| assert!(notes.commits.is_empty() && notes.failures.is_empty()));
 }
 
-#[test]
-fn a_drained_worker_ends_what_runs_and_leaves() {
+/// Runs one attempt and asks its worker to leave as `ask` does.
+fn asked_to_leave(ask: impl FnOnce(&Coordinator, &Worker)) -> (Coordinator, Worker) {
     let coordinator = Coordinator::start();
     coordinator.offer(0, b"images");
-    let mut worker = Worker::start(&coordinator, "wait", &["--slots", "2"]);
+    let worker = Worker::start(&coordinator, "wait", &["--slots", "2", "--name", "anna"]);
     coordinator.wait("training", |notes| notes.is_in("attempt-0", AttemptPhase::Training));
-    coordinator.instruct(Kind::Drain(v1::Drain {}));
-    coordinator.wait("it says that it leaves", |notes| notes.syncs.last().is_some_and(|sync| sync.is_leaving));
-    coordinator.note(|notes| assert_eq!(notes.syncs.last().unwrap().free_slots, 0));
-    worker.let_go();
-    assert_eq!(worker.ended().code(), Some(0));
-    coordinator.note(|notes| {
-        assert_eq!(notes.commits.len(), 1);
-        let last = notes.syncs.last().unwrap();
-        assert!(last.is_leaving && last.attempts.is_empty());
-    });
+    ask(&coordinator, &worker);
+    (coordinator, worker)
+}
+
+/// Runs `worker drain` for the workers that share a folder with `worker`.
+fn drain(worker: &Worker, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
+    command.arg("drain").arg("--cache").arg(worker.folder().join("cache")).args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for a command and returns whether it succeeded and what it said.
+fn said(command: Child) -> (bool, String) {
+    let output = command.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn a_worker_asked_to_finish_ends_what_runs_and_leaves() {
+    let by_instruction =
+        |coordinator: &Coordinator, _: &Worker| coordinator.instruct(Kind::Drain(v1::Drain { finish: true }));
+    let by_signal = |_: &Coordinator, worker: &Worker| worker.signal("USR1");
+    let by_command = |_: &Coordinator, worker: &Worker| drop(drain(worker, &["--finish"]));
+    let check = |ask: &dyn Fn(&Coordinator, &Worker)| {
+        let (coordinator, mut worker) = asked_to_leave(ask);
+        coordinator.wait("it says that it leaves", |notes| notes.syncs.last().is_some_and(|sync| sync.is_leaving));
+        coordinator.note(|notes| assert_eq!(notes.syncs.last().unwrap().free_slots, 0));
+        assert!(worker.is_training());
+        worker.let_go();
+        assert_eq!(worker.ended().code(), Some(0));
+        coordinator.note(|notes| {
+            assert_eq!(notes.commits.len(), 1);
+            let last = notes.syncs.last().unwrap();
+            assert!(last.is_leaving && last.attempts.is_empty());
+        });
+    };
+    check(&by_instruction);
+    check(&by_signal);
+    check(&by_command);
 }
 
 #[test]
 fn a_worker_asked_to_leave_gives_its_attempts_back() {
-    for signal in ["TERM", "INT"] {
-        let coordinator = Coordinator::start();
-        coordinator.offer(0, b"images");
-        let mut worker = Worker::start(&coordinator, "wait", &["--slots", "1"]);
-        coordinator.wait("training", |notes| notes.is_in("attempt-0", AttemptPhase::Training));
-        worker.signal(signal);
+    let by_instruction =
+        |coordinator: &Coordinator, _: &Worker| coordinator.instruct(Kind::Drain(v1::Drain { finish: false }));
+    let check = |ask: &dyn Fn(&Coordinator, &Worker)| {
+        let (coordinator, mut worker) = asked_to_leave(ask);
         assert_eq!(worker.ended().code(), Some(0));
         assert!(!worker.is_training());
         coordinator.note(|notes| {
+            assert_eq!(notes.saves.len(), 1, "what is in training is handed over as a snapshot");
             assert_eq!(notes.failures.len(), 1);
             assert_eq!(notes.failures[0].kind(), FailureKind::Drained);
             assert!(notes.syncs.last().unwrap().is_leaving);
         });
         let left = fs::read_dir(worker.folder().join("cache/instances")).unwrap().count();
         assert_eq!(left, 0, "the worker's folder is left behind");
-    }
+    };
+    check(&by_instruction);
+    check(&|_, worker| worker.signal("TERM"));
+    check(&|_, worker| worker.signal("INT"));
+    check(&|_, worker| drop(drain(worker, &[])));
+}
+
+#[test]
+fn drain_returns_once_the_worker_has_left_and_says_so() {
+    let (coordinator, mut worker) = asked_to_leave(|_, _| ());
+    let (is_done, words) = said(drain(&worker, &["--name", "berta"]));
+    assert!(!is_done && words.contains("no worker called \"berta\" of this machine uses the cache folder"), "{words}");
+    let (is_done, words) = said(drain(&worker, &["--name", "anna"]));
+    assert!(is_done && words.ends_with("worker \"anna\" has left\n"), "{words}");
+    coordinator.note(|notes| assert_eq!(notes.failures.len(), 1));
+    assert_eq!(worker.ended().code(), Some(0));
+    let (is_done, words) = said(drain(&worker, &[]));
+    assert!(!is_done && words.contains("no worker of this machine uses the cache folder"), "{words}");
+}
+
+#[test]
+fn a_training_that_stands_still_is_ended_and_its_last_snapshot_kept() {
+    let check = |mode: &str, snapshots: &[u64]| {
+        let coordinator = Coordinator::start();
+        coordinator.offer(0, b"images");
+        let worker = Worker::start(&coordinator, mode, &["--slots", "1", "--stall-timeout", "1s"]);
+        coordinator.wait("the attempt failed", |notes| !notes.failures.is_empty());
+        coordinator.wait("the slot is free", |notes| notes.syncs.last().is_some_and(|sync| sync.free_slots == 1));
+        assert!(!worker.is_training());
+        coordinator.note(|notes| {
+            let failure = &notes.failures[0];
+            assert_eq!(failure.kind(), FailureKind::Stalled, "{}", failure.message);
+            assert!(failure.message.contains("took no step for"), "{}", failure.message);
+            assert!(failure.message.ends_with("the last was 3"), "{}", failure.message);
+            let steps: Vec<_> = notes.saves.iter().map(|save| save.snapshot.as_ref().unwrap().step).collect();
+            assert_eq!(steps, snapshots);
+        });
+    };
+    check("stalled", &[60]);
+    check("hung", &[]);
 }
 
 #[test]

@@ -38,14 +38,16 @@ read -r spec
 field() { printf '%s' "$spec" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 out=$(field out)
 resumed=0
-started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/2\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":$resumed}"; }
+started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/3\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":$resumed}"; }
 progress() { echo "{\"event\":\"progress\",\"step\":$1,\"epoch\":1,\"loss\":0.5,\"images_per_second\":100.0,\"validation_accuracy\":0.9}"; }
 snapshot() { cat > "$out/snapshot-$1"; echo "{\"event\":\"snapshot\",\"step\":$1,\"file\":\"snapshot-$1\"}"; }
-# Until the test makes the file, or the input ends because the worker is gone: 124 says that the input went on.
+# Until the test makes the file, or the input ends because the worker is gone: 124 says that the input went on. A wish is
+# fulfilled with a snapshot of step 60.
 await() {
     until [ -e "$here/$1" ]; do
-        timeout 0.02 cat > /dev/null
+        heard=$(timeout 0.02 cat)
         [ $? = 124 ] || exit 1
+        case $heard in *'"wish":"snapshot"'*) echo wished | snapshot 60 ;; esac
     done
 }
 case $mode in
@@ -73,6 +75,10 @@ crash) started; progress 3; echo "about to crash" >&2; kill -KILL $$ ;;
 garbage) started; echo "epoch 1 done"; sleep 60 ;;
 endless) started; head -c 100000 /dev/zero | tr '\0' x; echo; sleep 60 ;;
 early) progress 1; sleep 60 ;;
+# Takes no step, but hears wishes.
+stalled) started; progress 3; await never ;;
+# Takes no step and hears nothing.
+hung) started; progress 3; exec sleep 60 ;;
 numeric) started; echo '{"event":"failed","kind":"numeric","message":"loss is NaN at step 4"}'; exit 0 ;;
 empty) started; echo '{"event":"finished","validation_accuracy":0.9,"train_seconds":1.0,"train_cpu_seconds":1.0}'; exit 0 ;;
 esac

@@ -56,6 +56,7 @@ fn action() -> impl Strategy<Value = Action> {
         FailureKind::OutOfMemory,
         FailureKind::DiskFull,
         FailureKind::Internal,
+        FailureKind::Stalled,
         FailureKind::Startup,
         FailureKind::Drained,
     ]);
