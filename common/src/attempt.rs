@@ -144,6 +144,8 @@ pub struct Progress {
     pub validation_accuracy: Option<f64>,
     /// Training images per second of wall time since the last report.
     pub images_per_second: f64,
+    /// Wall seconds in which this attempt's trainer has taken the steps up to `step`; 0 while it has taken none.
+    pub train_seconds: f64,
 }
 
 #[cfg(test)]

@@ -254,12 +254,15 @@ impl TryFrom<v1::Progress> for Progress {
             loss,
             validation_accuracy,
             images_per_second,
+            train_seconds,
         } = message;
         if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
             return Err(WireError::new("loss", "a finite number", loss.to_string()));
         }
-        if !(images_per_second.is_finite() && images_per_second >= 0.0) {
-            return Err(WireError::new("images_per_second", "a number of at least 0", images_per_second.to_string()));
+        for (field, found) in [("images_per_second", images_per_second), ("train_seconds", train_seconds)] {
+            if !(found.is_finite() && found >= 0.0) {
+                return Err(WireError::new(field, "a number of at least 0", found.to_string()));
+            }
         }
         Ok(Self {
             phase: phase.try_into()?,
@@ -270,6 +273,7 @@ impl TryFrom<v1::Progress> for Progress {
             loss,
             validation_accuracy: share("validation_accuracy", validation_accuracy)?,
             images_per_second,
+            train_seconds,
         })
     }
 }
@@ -277,8 +281,17 @@ impl TryFrom<v1::Progress> for Progress {
 impl From<Progress> for v1::Progress {
     /// A loss that is not finite is left out: the attempt is about to fail for it, and its heartbeat must not.
     fn from(progress: Progress) -> Self {
-        let Progress { phase, step, steps_total, epoch, epochs_total, loss, validation_accuracy, images_per_second } =
-            progress;
+        let Progress {
+            phase,
+            step,
+            steps_total,
+            epoch,
+            epochs_total,
+            loss,
+            validation_accuracy,
+            images_per_second,
+            train_seconds,
+        } = progress;
         Self {
             phase: v1::AttemptPhase::from(phase).into(),
             step,
@@ -288,6 +301,7 @@ impl From<Progress> for v1::Progress {
             loss: loss.filter(|loss| loss.is_finite()),
             validation_accuracy: validation_accuracy.filter(|share| (0.0..=1.0).contains(share)),
             images_per_second: if images_per_second.is_finite() { images_per_second.max(0.0) } else { 0.0 },
+            train_seconds,
         }
     }
 }
@@ -358,6 +372,7 @@ mod tests {
             loss: Some(0.5),
             validation_accuracy: Some(1.0),
             images_per_second: 1000.0,
+            train_seconds: 2.5,
         }
     }
 
@@ -458,6 +473,10 @@ mod tests {
         check::<Progress, _>(
             v1::Progress { images_per_second: -1.0, ..good },
             "field images_per_second is -1, expected a number of at least 0",
+        );
+        check::<Progress, _>(
+            v1::Progress { train_seconds: f64::INFINITY, ..good },
+            "field train_seconds is inf, expected a number of at least 0",
         );
         let good = v1::AttemptHandle::from(handle());
         check::<Handle, _>(

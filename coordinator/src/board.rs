@@ -221,6 +221,8 @@ fn run_facts(run: &RunView, coordinator_version: &str) -> Result<RunFacts, Board
         coordinator_version: coordinator_version.to_owned(),
         started: timestamp(run.submitted_at),
         finished: timestamp(run.finished_at.unwrap_or(run.submitted_at)),
+        lost_training_seconds: run.loss().train_seconds,
+        repeated_steps: run.repeated_steps(),
         members: Vec::with_capacity(run.members.len()),
     })
 }
@@ -266,7 +268,9 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{AttemptStatus, AttemptView, MemberResult, RecipeText, RunOutcome, RunRequest, Verification};
+    use crate::core::{
+        AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunOutcome, RunRequest, Verification,
+    };
 
     struct Case {
         _folder: tempfile::TempDir,
@@ -299,6 +303,7 @@ mod tests {
             class: Some(class.clone()),
             resumed_step: 0,
             snapshot_step: None,
+            loss: Loss::default(),
             notes: Vec::new(),
             result: Some(MemberResult {
                 checkpoint: BlobRef::of(b"checkpoint"),

@@ -328,6 +328,7 @@ mod tests {
             loss: Some(0.25),
             validation_accuracy: Some(0.9875),
             images_per_second: 1234.4,
+            train_seconds: 1.0,
         };
         Member { progress: Some(progress), ..member(0, MemberStatus::Active) }
     }
@@ -343,6 +344,9 @@ mod tests {
             finished_at: None,
             message: String::new(),
             vote_so_far,
+            lost_training_seconds: 0.0,
+            lost_steps: 0,
+            repeated_steps: 0,
             members,
         }
     }

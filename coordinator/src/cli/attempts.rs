@@ -22,7 +22,8 @@ pub fn attempts(members: &[Member]) -> String {
         return String::new();
     }
     let mut classes: Vec<&DeterminismClass> = Vec::new();
-    let mut table = table(["attempt", "worker", "status", "resumed at", "snapshot", "class"], &[3, 4, 5]);
+    let header = ["attempt", "worker", "status", "resumed at", "snapshot", "lost", "class"];
+    let mut table = table(header, &[3, 4, 5, 6]);
     for (name, attempt) in &attempts {
         table.add_row([
             name.clone(),
@@ -30,6 +31,7 @@ pub fn attempts(members: &[Member]) -> String {
             attempt.status.word().to_owned(),
             if attempt.resumed_step > 0 { format!("step {}", attempt.resumed_step) } else { String::new() },
             attempt.snapshot_step.map_or_else(String::new, |step| format!("step {step}")),
+            if attempt.lost_steps > 0 { format!("{:.1} s", attempt.lost_training_seconds) } else { String::new() },
             attempt.class.as_ref().map_or_else(String::new, |class| number_of(class, &mut classes).to_string()),
         ]);
     }
@@ -78,6 +80,8 @@ mod tests {
             class: device_model.map(class),
             resumed_step: 0,
             snapshot_step: None,
+            lost_training_seconds: 0.0,
+            lost_steps: 0,
             notes: Vec::new(),
         }
     }
@@ -100,7 +104,12 @@ mod tests {
 
     #[test]
     fn each_attempt_is_shown_with_its_class_and_the_step_it_resumed_from() {
-        let lost = Attempt { snapshot_step: Some(12_000), ..attempt("anna", AttemptStatus::Lost, Some("abacus")) };
+        let lost = Attempt {
+            snapshot_step: Some(12_000),
+            lost_training_seconds: 61.5,
+            lost_steps: 400,
+            ..attempt("anna", AttemptStatus::Lost, Some("abacus"))
+        };
         let resumed = Attempt {
             resumed_step: 8000,
             notes: vec!["snapshot of step 12000 refused: header is damaged".to_owned()],
@@ -114,10 +123,10 @@ mod tests {
             member(3, Vec::new()),
         ];
         insta::assert_snapshot!(attempts(&members).trim_start(), @r"
-        attempt  worker  status   resumed at    snapshot  class
-        0.1      anna    lost                 step 12000      1
-        0.2      ben     running   step 8000                  1
-        1.1      clara   won                                  2
+        attempt  worker  status   resumed at    snapshot    lost  class
+        0.1      anna    lost                 step 12000  61.5 s      1
+        0.2      ben     running   step 8000                          1
+        1.1      clara   won                                          2
         2.1      anna    offered
 
         class 1: libtorch 2.11.0 / abacus / AVX512 / 1 threads / mkldnn=1 / trainer 0.1.0

@@ -316,6 +316,8 @@ mod tests {
             coordinator_version: String::new(),
             started: "2001-01-01T00:00:00Z".parse().unwrap(),
             finished: "2001-01-01T00:00:00Z".parse().unwrap(),
+            lost_training_seconds: 0.0,
+            repeated_steps: 0,
             members: (0..).zip(right).map(member).collect(),
         };
         report::build(&facts, &[1, 1])

@@ -57,6 +57,10 @@ pub fn run(run: &Run) -> String {
             vote.percent()
         );
     }
+    if run.lost_steps > 0 {
+        let Run { lost_training_seconds, lost_steps, .. } = run;
+        text += &format!("lost       {lost_training_seconds:.1} s of training, {lost_steps} steps\n");
+    }
     let total = run.vote_so_far.map(|vote| vote.total);
     let mut table = table(
         ["member", "status", "worker", "attempts", "epoch", "validation", "test", "seconds"],

@@ -142,6 +142,12 @@ pub struct Run {
     pub message: String,
     /// The vote so far; absent before the first committed member.
     pub vote_so_far: Option<VoteSoFar>,
+    /// Wall seconds of training that nobody benefits from.
+    pub lost_training_seconds: f64,
+    /// Steps of the same.
+    pub lost_steps: u64,
+    /// Those of committed members, which had to be taken again.
+    pub repeated_steps: u64,
     /// Its members by index.
     pub members: Vec<Member>,
 }
@@ -256,6 +262,9 @@ impl TryFrom<v1::Run> for Run {
                 correct: vote.correct,
                 total: vote.total,
             }),
+            lost_training_seconds: run.lost_training_seconds,
+            lost_steps: run.lost_steps,
+            repeated_steps: run.repeated_steps,
             members: run.members.into_iter().map(Member::try_from).collect::<Result<_, _>>()?,
         })
     }
@@ -390,6 +399,9 @@ mod tests {
             "correct": 995,
             "total": 1000
           },
+          "lost_training_seconds": 0.0,
+          "lost_steps": 0,
+          "repeated_steps": 0,
           "members": [
             {
               "index": 0,
@@ -417,6 +429,8 @@ mod tests {
                   },
                   "resumed_step": 500,
                   "snapshot_step": null,
+                  "lost_training_seconds": 0.0,
+                  "lost_steps": 0,
                   "notes": []
                 }
               ]

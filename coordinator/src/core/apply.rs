@@ -8,6 +8,7 @@ use plurality_common::{
 use super::{
     command::RefusedSnapshot,
     event::{Event, MemberResult, RunOutcome, RunRequest, WorkerEnd, WorkerProfile},
+    loss::Trained,
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, RunEnd, State, Worker},
     time::WallTime,
 };
@@ -37,7 +38,14 @@ impl State {
             Event::AttemptClassified { attempt, class } => {
                 self.attempt_mut(attempt).class = Some(class.clone());
             }
-            Event::AttemptResumed { attempt, step, .. } => self.attempt_mut(attempt).resumed_step = *step,
+            Event::AttemptResumed { attempt, step, .. } => {
+                let origin = self.origin_of(self.attempt(attempt), *step);
+                let resumed = self.attempt_mut(attempt);
+                (resumed.resumed_step, resumed.resumed_from) = (*step, origin);
+            }
+            Event::AttemptTrained { attempt, step, train_seconds, .. } => {
+                self.attempt_mut(attempt).trained = Some(Trained { step: *step, train_seconds: *train_seconds });
+            }
             Event::AttemptSnapshotted { attempt, step, snapshot, .. } => {
                 self.keep_snapshot(attempt, SnapshotRef { step: *step, blob: *snapshot });
             }
@@ -137,6 +145,8 @@ impl State {
             was_suspected: false,
             class: None,
             resumed_step: 0,
+            resumed_from: None,
+            trained: None,
             snapshots: Vec::new(),
             refused: Vec::new(),
             result: None,

@@ -13,12 +13,13 @@ use super::time::WallTime;
 
 /// Name and version of the event log's format. A new variant or field needs a new version: an older program must refuse
 /// the log instead of reading half of it.
-pub const EVENTS_FORMAT: &str = "plurality-events/2";
+pub const EVENTS_FORMAT: &str = "plurality-events/3";
 
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
-/// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0.
-pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1"];
+/// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0. Version 3 adds how far attempts
+/// were.
+pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1", "plurality-events/2"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -263,6 +264,18 @@ pub enum Event {
         /// When.
         at: WallTime,
     },
+    /// How far an attempt was when it was last heard of: comes before it falls silent, hands a result over or ends, if it was
+    /// further than is known.
+    AttemptTrained {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Steps done, those of the snapshot that it went on from included.
+        step: u64,
+        /// Wall seconds in which its trainer took the steps since that snapshot, as its worker says.
+        train_seconds: f64,
+        /// When.
+        at: WallTime,
+    },
     /// Training is done, the result is on its way.
     AttemptUploading {
         /// The attempt.
@@ -386,6 +399,7 @@ impl Event {
             | Self::AttemptResumed { .. }
             | Self::AttemptSnapshotted { .. }
             | Self::SnapshotRefused { .. }
+            | Self::AttemptTrained { .. }
             | Self::AttemptUploading { .. }
             | Self::AttemptReturned { .. }
             | Self::ResultReceived { .. } => false,

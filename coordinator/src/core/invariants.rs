@@ -123,6 +123,15 @@ impl State {
         let worker = self.workers.get(&attempt.worker);
         let is_held = worker.is_some_and(|worker| worker.open_attempts.contains(&attempt.id));
         expect(is_held == attempt.status.is_open(), &attempt.id, "its worker to hold it while it is open")?;
+        let is_sound =
+            attempt.trained.is_none_or(|trained| trained.train_seconds.is_finite() && trained.train_seconds >= 0.0);
+        expect(is_sound, &attempt.id, "a time of training that is a number of at least 0")?;
+        let is_earlier = |origin: &AttemptId| {
+            let order = member.map(|member| &member.attempts).into_iter().flatten();
+            order.take_while(|id| **id != attempt.id).any(|id| id == origin)
+        };
+        let origin = attempt.resumed_from.as_ref();
+        expect(origin.is_none_or(is_earlier), &attempt.id, "to have gone on from an earlier attempt of its member")?;
         let kept = &attempt.snapshots;
         let is_ascending = kept.iter().zip(kept.iter().skip(1)).all(|(older, newer)| older.step < newer.step);
         let is_bounded = kept.len().max(attempt.refused.len()) <= SNAPSHOTS_KEPT;

@@ -15,6 +15,7 @@ pub mod command;
 mod decide;
 pub mod event;
 mod invariants;
+mod loss;
 mod pulse;
 mod select;
 mod show;
@@ -37,6 +38,7 @@ pub use event::{
     WorkerEnd, WorkerProfile,
 };
 pub use invariants::Broken;
+pub use loss::{Loss, Trained};
 pub use pulse::{Beat, Pulse};
 pub use snapshots::DiscardedSnapshots;
 pub use state::{AttemptStatus, MemberStatus, State};

@@ -150,6 +150,7 @@ impl Pulse {
             | Event::AttemptResumed { .. }
             | Event::AttemptSnapshotted { .. }
             | Event::SnapshotRefused { .. }
+            | Event::AttemptTrained { .. }
             | Event::AttemptUploading { .. } => {}
         }
     }

@@ -11,6 +11,7 @@ use super::{
     budget::{Tally, excludes_worker},
     decide::{free_slots, has_room, is_excluded},
     event::RunOutcome,
+    loss::Loss,
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
     time::Moment,
     view::{
@@ -70,7 +71,7 @@ impl World {
         let members = run.members.iter().zip(0..).map(|(member, index)| MemberView {
             number: run.request.number_of(MemberIndex(index)),
             status: member.status,
-            attempts: self.state.attempts_of(member).map(|attempt| self.show_attempt(attempt)).collect(),
+            attempts: self.show_attempts(member),
             waiting: self.why_waiting(member, now),
         });
         let members: Vec<MemberView> = members.collect();
@@ -96,7 +97,12 @@ impl World {
         }
     }
 
-    fn show_attempt(&self, attempt: &Attempt) -> AttemptView {
+    fn show_attempts(&self, member: &Member) -> Vec<AttemptView> {
+        let attempts = self.state.attempts_of(member).zip(self.state.losses(member));
+        attempts.map(|(attempt, loss)| self.show_attempt(attempt, loss)).collect()
+    }
+
+    fn show_attempt(&self, attempt: &Attempt, loss: Loss) -> AttemptView {
         let profile = &self.state.worker(&attempt.worker).profile;
         AttemptView {
             id: attempt.id.clone(),
@@ -108,6 +114,7 @@ impl World {
             class: attempt.class.clone(),
             resumed_step: attempt.resumed_step,
             snapshot_step: attempt.snapshots.last().map(|snapshot| snapshot.step),
+            loss,
             notes: attempt.refused.iter().map(describe_refused).collect(),
             result: attempt.result.clone(),
             offered_at: attempt.offered_at,

@@ -11,6 +11,7 @@ use plurality_common::{
 use super::{
     command::RefusedSnapshot,
     event::{MemberResult, RunOutcome, RunRequest, Verification, WorkerEnd, WorkerProfile},
+    loss::Trained,
     time::WallTime,
 };
 
@@ -117,6 +118,10 @@ pub(super) struct Attempt {
     pub class: Option<DeterminismClass>,
     /// Step of the snapshot that it went on from; 0 from the beginning, or while it is not known.
     pub resumed_step: u64,
+    /// Whose snapshot that was; absent from the beginning, or if that attempt keeps it no more.
+    pub resumed_from: Option<AttemptId>,
+    /// How far it was when it last fell silent or ended; absent before, and if it was never heard to train.
+    pub trained: Option<Trained>,
     /// What another attempt may go on from, oldest first, at most two.
     pub snapshots: Vec<SnapshotRef>,
     /// What it could not go on from, at most two.

@@ -12,6 +12,7 @@ use plurality_common::{
 use super::{
     command::RefusedSnapshot,
     event::{MemberResult, RecipeText, RunOutcome, RunRequest, Verification, WorkerProfile},
+    loss::Loss,
     state::{AttemptStatus, MemberStatus},
     time::WallTime,
 };
@@ -103,6 +104,8 @@ pub struct AttemptView {
     pub resumed_step: u64,
     /// Step of its newest snapshot that is kept.
     pub snapshot_step: Option<u64>,
+    /// Its training that nobody benefits from.
+    pub loss: Loss,
     /// Snapshots that it could not go on from, one sentence each.
     pub notes: Vec<String>,
     /// What it handed over.
@@ -192,7 +195,26 @@ pub struct PendingVerification {
     pub result: MemberResult,
 }
 
+impl RunView {
+    /// Returns the training of all its attempts that nobody benefits from.
+    pub fn loss(&self) -> Loss {
+        self.members.iter().map(MemberView::loss).fold(Loss::default(), Loss::and)
+    }
+
+    /// Returns the steps that had to be taken again: a committed member was trained from its first step to its last, so every
+    /// step that it lost was.
+    pub fn repeated_steps(&self) -> u64 {
+        let committed = self.members.iter().filter(|member| member.status == MemberStatus::Committed);
+        committed.map(|member| member.loss().steps).sum()
+    }
+}
+
 impl MemberView {
+    /// Returns the training of all its attempts that nobody benefits from.
+    pub fn loss(&self) -> Loss {
+        self.attempts.iter().map(|attempt| attempt.loss).fold(Loss::default(), Loss::and)
+    }
+
     /// Returns the attempt that won and what it brought, once the member is committed.
     pub fn commit(&self) -> Option<CommitView<'_>> {
         self.attempts.iter().find_map(|attempt| match (&attempt.status, &attempt.result) {

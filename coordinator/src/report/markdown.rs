@@ -42,6 +42,7 @@ fn write_run(out: &mut String, report: &Report) -> fmt::Result {
     writeln!(out, "| started | {} |", run.started)?;
     writeln!(out, "| finished | {} |", run.finished)?;
     writeln!(out, "| seconds | {:.1} |", run.finished.duration_since(run.started).as_secs_f64())?;
+    writeln!(out, "| lost training | {:.1} s, {} steps repeated |", run.lost_training_seconds, run.repeated_steps)?;
     writeln!(out, "| coordinator | {} |", escaped(&run.versions.coordinator))?;
     writeln!(out, "| trainer | {} |", escaped(&run.versions.trainers.join(", ")))?;
     writeln!(out, "| LibTorch | {} |\n", escaped(&run.versions.libtorch.join(", ")))

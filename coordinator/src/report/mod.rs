@@ -49,6 +49,10 @@ pub struct RunFacts {
     pub started: Timestamp,
     /// When its last member was verified.
     pub finished: Timestamp,
+    /// Wall seconds of training that nobody benefits from.
+    pub lost_training_seconds: f64,
+    /// Steps that had to be taken again.
+    pub repeated_steps: u64,
     /// Its members, by index.
     pub members: Vec<MemberFacts>,
 }
@@ -112,6 +116,12 @@ pub struct Run {
     pub started: Timestamp,
     /// When its last member was verified, RFC 3339 in UTC.
     pub finished: Timestamp,
+    /// Wall seconds of training that nobody benefits from, as the workers say.
+    #[serde(default)]
+    pub lost_training_seconds: f64,
+    /// Steps of committed members that had to be taken again.
+    #[serde(default)]
+    pub repeated_steps: u64,
 }
 
 /// Which programs took part.
@@ -193,6 +203,8 @@ pub fn build(facts: &RunFacts, labels: &[u8]) -> Report {
         },
         started: facts.started,
         finished: facts.finished,
+        lost_training_seconds: facts.lost_training_seconds,
+        repeated_steps: facts.repeated_steps,
     };
     Report {
         format: REPORT_FORMAT.to_owned(),

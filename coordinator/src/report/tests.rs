@@ -50,6 +50,8 @@ fn facts() -> RunFacts {
         coordinator_version: "0.1.0".to_owned(),
         started: "2001-01-01T00:00:00Z".parse().unwrap(),
         finished: "2001-01-01T00:02:03.5Z".parse().unwrap(),
+        lost_training_seconds: 12.345,
+        repeated_steps: 678,
         members: vec![
             member(0, "anna", [0, 1, 2, 0, 0, 0], 0.9),
             member(1, "berta", [0, 1, 2, 1, 0, 1], 0.6),

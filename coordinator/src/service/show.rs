@@ -17,7 +17,11 @@ pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
         Some(RunOutcome::Failed { .. }) => v1::RunStatus::Failed,
         Some(RunOutcome::Cancelled { .. }) => v1::RunStatus::Cancelled,
     };
+    let loss = view.loss();
     v1::Run {
+        lost_training_seconds: loss.train_seconds,
+        lost_steps: loss.steps,
+        repeated_steps: view.repeated_steps(),
         run_id: view.id.as_str().to_owned(),
         status: status.into(),
         recipe_name: view.request.recipe.name,
@@ -85,6 +89,8 @@ fn attempt(view: &AttemptView) -> v1::Attempt {
         resumed_step: view.resumed_step,
         snapshot_step: view.snapshot_step,
         notes: view.notes.clone(),
+        lost_training_seconds: view.loss.train_seconds,
+        lost_steps: view.loss.steps,
     }
 }
 

@@ -129,7 +129,7 @@ async fn a_log_of_another_version_is_refused_by_name() {
     let error = refusal(&folder).await.to_string();
     assert_eq!(
         error,
-        "event log has format \"plurality-events/9\", this program knows \"plurality-events/2\"; use the program that \
+        "event log has format \"plurality-events/9\", this program knows \"plurality-events/3\"; use the program that \
          wrote it, or name another folder with --state"
     );
 }
@@ -145,7 +145,7 @@ async fn a_log_of_the_first_version_goes_on_and_is_renamed_by_its_next_event() {
     let (mut store, _) = open(folder.path()).await.unwrap();
     store.append(&events(10..11)).await.unwrap();
     store.close().await.unwrap();
-    assert_eq!(format(&folder).await, "plurality-events/2");
+    assert_eq!(format(&folder).await, "plurality-events/3");
     assert_eq!(open(folder.path()).await.unwrap().1, events(0..11));
 }
 

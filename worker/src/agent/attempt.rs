@@ -180,8 +180,9 @@ impl Attempt {
             outbox: &mut outbox,
             folder: &spec.out,
             given,
-            watch: Watch::new(self.context.stall_timeout, std::time::Instant::now()),
+            watch: Watch::new(self.context.stall_timeout, Instant::now()),
             class: None,
+            started_at: Instant::now(),
         };
         let mut followed = tokio::select! {
             biased;

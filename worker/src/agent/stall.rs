@@ -1,9 +1,8 @@
 //! Tells a training that stands still from one that is slow.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
 
 /// Measurements of a step's time that are remembered: some half a minute of reports, so that the median follows a machine
 /// that becomes slower but not a pause.

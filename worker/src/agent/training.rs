@@ -1,9 +1,6 @@
 //! What a trainer says, turned into what the worker reports and hands over.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Phase, SnapshotRef},
@@ -11,7 +8,7 @@ use plurality_common::{
 };
 use tokio::{
     sync::watch,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -48,6 +45,8 @@ pub struct Following<'a> {
     pub watch: Watch,
     /// What the trainer said that it runs on.
     pub class: Option<DeterminismClass>,
+    /// When the trainer said so; before that, when it was started.
+    pub started_at: Instant,
 }
 
 impl Following<'_> {
@@ -65,7 +64,7 @@ impl Following<'_> {
                 biased;
                 event = trainer.next() => event?,
                 never = self.outbox.work() => match never {},
-                () = sleep_until(due_at.into()) => match self.watch.is_stalled(Instant::now()) {
+                () = sleep_until(due_at) => match self.watch.is_stalled(Instant::now()) {
                     None => continue,
                     Some(stood_still) => return Err(self.stalled(stood_still)),
                 },
@@ -103,16 +102,17 @@ impl Following<'_> {
     async fn follow(&mut self, event: TrainerEvent) -> Result<Option<Trained>, Failure> {
         match event {
             TrainerEvent::Started { format: _, class, steps_total, epochs_total, resumed_step } => {
-                self.class = Some(class.clone());
-                self.watch.start(resumed_step, steps_total / u64::from(epochs_total.max(1)), Instant::now());
+                (self.class, self.started_at) = (Some(class.clone()), Instant::now());
+                self.watch.start(resumed_step, steps_total / u64::from(epochs_total.max(1)), self.started_at);
                 self.begin(class, steps_total, epochs_total, resumed_step).await;
             }
             TrainerEvent::Progress { step, epoch, loss, images_per_second, validation_accuracy } => {
                 self.watch.hear(step, Instant::now());
+                let train_seconds = self.started_at.elapsed().as_secs_f64();
                 self.report.send_modify(|report| {
                     let progress = &mut report.progress;
                     (progress.step, progress.epoch, progress.loss) = (step, epoch, Some(loss));
-                    progress.images_per_second = images_per_second;
+                    (progress.images_per_second, progress.train_seconds) = (images_per_second, train_seconds);
                     progress.validation_accuracy = validation_accuracy.or(progress.validation_accuracy);
                 });
             }

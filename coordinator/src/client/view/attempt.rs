@@ -74,6 +74,10 @@ pub struct Attempt {
     pub resumed_step: u64,
     /// Step of its newest snapshot that is kept.
     pub snapshot_step: Option<u64>,
+    /// Wall seconds of its training that nobody benefits from.
+    pub lost_training_seconds: f64,
+    /// Steps of the same.
+    pub lost_steps: u64,
     /// Snapshots that it could not go on from, one sentence each.
     pub notes: Vec<String>,
 }
@@ -104,6 +108,8 @@ impl TryFrom<v1::Attempt> for Attempt {
             class: wire::optional("attempt.determinism_class", attempt.determinism_class)?,
             resumed_step: attempt.resumed_step,
             snapshot_step: attempt.snapshot_step,
+            lost_training_seconds: attempt.lost_training_seconds,
+            lost_steps: attempt.lost_steps,
             notes: attempt.notes,
         })
     }

@@ -8,7 +8,8 @@ use super::{
     super::{
         budget::Tally,
         event::{RunOutcome, WorkerEnd},
-        state::{Attempt, AttemptStatus, Worker},
+        pulse::Pulse,
+        state::{Attempt, AttemptStatus, Member, Run, Worker},
     },
     Beat, Decision, Event, Refusal, Reply, State, WallTime,
 };
@@ -17,6 +18,7 @@ use super::{
 /// depends on it: several attempts of one member may end at the same tick.
 pub(super) struct Draft<'a> {
     pub state: &'a State,
+    pub pulse: &'a Pulse,
     pub at: WallTime,
     events: Vec<Event>,
     beats: Vec<Beat>,
@@ -26,18 +28,22 @@ pub(super) struct Draft<'a> {
     taken: BTreeSet<(RunId, MemberIndex)>,
     /// Runs that end by this draft.
     finished: BTreeSet<RunId>,
+    /// Attempts of which this draft says how far they were.
+    noted: BTreeSet<AttemptId>,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(state: &'a State, at: WallTime) -> Self {
+    pub(super) fn new(state: &'a State, pulse: &'a Pulse, at: WallTime) -> Self {
         Self {
             state,
+            pulse,
             at,
             events: Vec::new(),
             beats: Vec::new(),
             changed: BTreeMap::new(),
             taken: BTreeSet::new(),
             finished: BTreeSet::new(),
+            noted: BTreeSet::new(),
         }
     }
 
@@ -94,9 +100,35 @@ impl<'a> Draft<'a> {
         if self.finished.contains(&attempt.run) {
             return;
         }
+        self.note_trained(attempt);
         self.push(event);
         self.changed.insert(attempt.id.clone(), status);
         self.settle(attempt);
+    }
+
+    /// Writes down how far an attempt is that falls silent, hands its result over or ends: what is known for now of it goes with
+    /// its lease.
+    pub(super) fn note_trained(&mut self, attempt: &Attempt) {
+        let progress = self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.as_ref());
+        let known = attempt.trained.map_or(attempt.resumed_step, |trained| trained.step);
+        let Some(progress) = progress.filter(|progress| progress.step > known) else { return };
+        let (step, train_seconds) = (progress.step, progress.train_seconds);
+        if train_seconds.is_finite() && train_seconds >= 0.0 && self.noted.insert(attempt.id.clone()) {
+            self.push(Event::AttemptTrained { attempt: attempt.id.clone(), step, train_seconds, at: self.at });
+        }
+    }
+
+    /// Writes down how far the attempts of a member are that end with it.
+    pub(super) fn note_all_trained(&mut self, member: &Member) {
+        let state = self.state;
+        state.attempts_of(member).filter(|attempt| attempt.status.is_open()).for_each(|one| self.note_trained(one));
+    }
+
+    /// Ends a run.
+    pub(super) fn finish_run(&mut self, run: &Run, outcome: RunOutcome) {
+        run.members.iter().filter(|member| member.status.is_open()).for_each(|member| self.note_all_trained(member));
+        self.push(Event::RunFinished { run: run.id.clone(), outcome, at: self.at });
+        self.finished.insert(run.id.clone());
     }
 
     /// Takes in the first report of an attempt.
@@ -142,9 +174,8 @@ impl<'a> Draft<'a> {
         if !member.status.is_open() || tally.hopeful > 0 || !tally.is_spent() {
             return;
         }
-        let (run, member, at) = (attempt.run.clone(), attempt.member, self.at);
-        self.push(Event::MemberFailed { run: run.clone(), member, at });
-        self.push(Event::RunFinished { run: run.clone(), outcome: RunOutcome::Failed { member }, at });
-        self.finished.insert(run);
+        let (run, member) = (state.run(&attempt.run), attempt.member);
+        self.push(Event::MemberFailed { run: run.id.clone(), member, at: self.at });
+        self.finish_run(run, RunOutcome::Failed { member });
     }
 }

@@ -35,7 +35,7 @@ pub struct Decision {
 
 /// Decides `command`. Changes nothing: the same arguments give the same decision.
 pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: &Command) -> Decision {
-    let draft = Draft::new(state, context.wall);
+    let draft = Draft::new(state, pulse, context.wall);
     match command {
         Command::Register(registration) => sessions::register(draft, context, registration),
         Command::Sync(report) => sync::sync(draft, pulse, context, report, sync::Occasion::Heartbeat),

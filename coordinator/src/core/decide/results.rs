@@ -52,6 +52,7 @@ fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult) -> Repl
         draft.end(attempt, AttemptStatus::Failed { kind: FailureKind::Internal, message: reason.clone() });
         return rejected(&reason);
     }
+    draft.note_trained(attempt);
     let attempt = attempt.id.clone();
     draft.push(Event::ResultReceived { attempt, result: result.clone(), at: draft.at });
     Reply::Committed(CommitVerdict::Accepted)
@@ -105,10 +106,11 @@ pub(super) fn verified(mut draft: Draft<'_>, attempt: &AttemptId, outcome: &Veri
 fn accept(draft: &mut Draft<'_>, attempt: &Attempt, verification: &Verification) {
     let at = draft.at;
     let run = draft.state.run(&attempt.run);
+    draft.note_all_trained(draft.state.member_of(attempt));
     draft.push(Event::MemberCommitted { attempt: attempt.id.clone(), verification: verification.clone(), at });
     let mut others = run.members.iter().enumerate().filter(|(index, _)| *index != attempt.member.0 as usize);
     if others.all(|(_, member)| member.status == MemberStatus::Committed) {
-        draft.push(Event::RunFinished { run: run.id.clone(), outcome: RunOutcome::Completed {}, at });
+        draft.finish_run(run, RunOutcome::Completed {});
     }
 }
 

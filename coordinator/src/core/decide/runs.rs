@@ -93,7 +93,7 @@ pub(super) fn cancel(mut draft: Draft<'_>, run: &RunId, reason: &str) -> Decisio
     match known.end.as_ref().map(|end| &end.outcome) {
         None => {
             let outcome = RunOutcome::Cancelled { reason: reason.to_owned() };
-            draft.push(Event::RunFinished { run: run.clone(), outcome, at: draft.at });
+            draft.finish_run(known, outcome);
             draft.reply(Reply::Done)
         }
         Some(RunOutcome::Cancelled { .. }) => draft.reply(Reply::Done),

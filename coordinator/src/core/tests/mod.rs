@@ -16,8 +16,8 @@ use plurality_common::{
 };
 
 use super::{
-    AttemptReport, AttemptStatus, Command, Context, Decision, Event, Instruction, MemberResult, Moment, RecipeText,
-    Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
+    AttemptReport, AttemptStatus, Command, Context, Decision, Event, Instruction, Loss, MemberResult, Moment,
+    RecipeText, Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
 };
 
 /// Short windows, so that scripts and random sequences see them end.
@@ -59,6 +59,7 @@ impl Stage {
         self.world.check_invariants().unwrap_or_else(|broken| panic!("after {command:?}: {broken}"));
         assert_at_most_one_commit(&self.log, &self.world);
         assert_no_snapshot_is_forgotten(&self.log, &self.world);
+        assert_losses_are_sound(&self.world);
         self.assert_starts_can_be_resumed(&decision);
         decision
     }
@@ -150,6 +151,20 @@ fn assert_no_snapshot_is_forgotten(log: &[Event], world: &World) {
     let named = state.attempts.values().flat_map(|attempt| &attempt.snapshots);
     let can_go = state.discarded_snapshots(0, usize::MAX).blobs;
     assert!(named.into_iter().all(|snapshot| !can_go.contains(&snapshot.blob.sha256)), "a snapshot in use can go");
+}
+
+/// Checks that no attempt loses more than it has trained, and none that may still be of use loses anything.
+fn assert_losses_are_sound(world: &World) {
+    let state = &world.state;
+    for member in state.runs.values().flat_map(|run| &run.members) {
+        for (attempt, loss) in state.attempts_of(member).zip(state.losses(member)) {
+            let trained = attempt.trained.map_or(0, |trained| trained.step.saturating_sub(attempt.resumed_step));
+            let seconds = attempt.trained.map_or(0.0, |trained| trained.train_seconds);
+            assert!(loss.steps <= trained && (0.0..=seconds).contains(&loss.train_seconds), "{loss:?} of {attempt:?}");
+            let has_hope = attempt.status.is_open() || matches!(attempt.status, AttemptStatus::Won(_));
+            assert!(!has_hope || loss == Loss::default(), "{loss:?} of {attempt:?}");
+        }
+    }
 }
 
 fn request(size: u32, recipe: &str) -> RunRequest {

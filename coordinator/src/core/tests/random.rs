@@ -203,14 +203,15 @@ impl Play {
         let player = self.players[worker].clone();
         let Some(session) = player.session else { return };
         let held = u32::try_from(player.held.len()).unwrap();
-        let progress = Progress { phase: Phase::Training, step: 3, ..Progress::default() };
         let report_of = |handle: Handle| {
             let refused = player.refused.get(&handle.attempt_id).cloned().unwrap_or_default();
             let given = player.resume.get(&handle.attempt_id).cloned().unwrap_or_default();
             let taken = given.iter().find(|given| refused.iter().all(|refused| refused.snapshot != **given));
             let class = class_of_worker(worker).or_else(|| Some(class()));
             let resumed_step = taken.map_or(0, |taken| taken.step);
-            AttemptReport { class, refused, resumed_step, ..report(handle, progress.clone()) }
+            let step = resumed_step + u64::from(player.lives) + 2;
+            let progress = Progress { phase: Phase::Training, step, train_seconds: 1.5, ..Progress::default() };
+            AttemptReport { class, refused, resumed_step, ..report(handle, progress) }
         };
         let sync = SyncReport {
             worker: session,

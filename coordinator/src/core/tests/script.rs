@@ -8,7 +8,7 @@
 //! ```text
 //! submit size=N [first=N] [seed=S] [recipe=NAME] [continue]      reproduce r1 N
 //! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
-//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP]      poll w1 …
+//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP] [step=N [seconds=N]]      poll w1 …
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
 //! commit a1 [checkpoint=NAME] [nan] [forged]               fail a1 kind [forged] [message]
 //! accept a1          reject a1 reason
@@ -36,7 +36,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        CommitVerdict, DiscardedSnapshots, Instruction, Refusal, RefusedSnapshot, Reply, RunOutcome, RunRequest,
+        CommitVerdict, DiscardedSnapshots, Instruction, Loss, Refusal, RefusedSnapshot, Reply, RunOutcome, RunRequest,
         SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Event, Stage, class, class_of, registration, report, request, result, snapshot,
@@ -63,6 +63,9 @@ scripts! {
     a_lost_reply_offers_the_same_attempt_again,
     a_member_fails_when_its_budget_is_spent,
     a_member_that_no_worker_can_train_says_so,
+    a_false_alarm_loses_no_training,
+    training_that_nobody_goes_on_from_is_lost,
+    an_ended_run_says_what_it_lost,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
     a_snapshot_that_is_late_or_repeated_changes_nothing,
@@ -205,7 +208,8 @@ impl Player {
             }
             "sync" | "poll" => {
                 let phase = if flag("uploading") { Phase::Uploading } else { Phase::Training };
-                let progress = Progress { phase, ..Progress::default() };
+                let (step, train_seconds) = (number("step").unwrap_or(0).into(), number("seconds").unwrap_or(0).into());
+                let progress = Progress { phase, step, train_seconds, ..Progress::default() };
                 let refused: Vec<_> = number("refused").map(|step| refused_snapshot(step.into())).into_iter().collect();
                 let resumed_step = number("resumed").map_or(0, u64::from);
                 let reports = handles("hold").into_iter().map(|handle| report(handle, progress.clone()));
@@ -364,6 +368,11 @@ impl Player {
         if !view.message.is_empty() {
             lines.push(format!("because {}", view.message));
         }
+        let (loss, repeated) = (view.loss(), view.repeated_steps());
+        if loss.steps > 0 {
+            let Loss { steps, train_seconds } = loss;
+            lines.push(format!("lost {steps} steps, {train_seconds:.1} s; {repeated} steps repeated"));
+        }
         for member in &view.members {
             let waiting = member.waiting.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
             lines.push(format!("member {} {:?}{waiting}", member.number, member.status));
@@ -376,7 +385,10 @@ impl Player {
                     String::new()
                 };
                 let kept = attempt.snapshot_step.map(|step| format!(", snapshot of step {step}")).unwrap_or_default();
-                lines.push(format!("  {} on {} {word}{resumed}{kept}", attempt.id, attempt.worker_name));
+                let Loss { steps, train_seconds } = attempt.loss;
+                let lost =
+                    if steps > 0 { format!(", lost {steps} steps, {train_seconds:.1} s") } else { String::new() };
+                lines.push(format!("  {} on {} {word}{resumed}{kept}{lost}", attempt.id, attempt.worker_name));
                 lines.extend(attempt.notes.iter().map(|note| format!("    {note}")));
             }
         }
