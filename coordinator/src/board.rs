@@ -21,9 +21,9 @@ use tokio::sync::Mutex;
 
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
-    core::{CommitView, MemberStatus, MemberView, RunView, WallTime},
+    core::{CommitView, MemberStatus, MemberView, RunOutcome, RunView, WallTime},
     dataset::{DatasetError, TestSet, TestSets},
-    report::{self, MemberFacts, Report, RunFacts},
+    report::{self, FailedMember, MemberFacts, Report, RunFacts},
 };
 
 /// Runs whose vote is remembered; older ones are counted again when asked for.
@@ -76,12 +76,14 @@ pub struct Comparison {
 #[derive(Debug, Error)]
 pub enum BoardError {
     /// The run has no report yet.
-    #[error("{committed} of {members} members are committed, the report needs all")]
+    #[error("{committed} of {members} members are committed, the report needs {needed}")]
     Unfinished {
         /// Members committed.
         committed: usize,
         /// Members of the run.
         members: usize,
+        /// What it waits for, for people: `all`, or a number and that the others have ended.
+        needed: String,
     },
     /// Members of runs that were judged on different images or classes.
     #[error("the two members were judged on different test sets")]
@@ -145,15 +147,20 @@ impl VoteBoard {
         Ok(counted.vote)
     }
 
-    /// Builds the report of a run whose members are all committed, and stores all their predictions as one blob.
+    /// Builds the report of a run whose members are all committed, or of a completed one without those that failed, and stores all their predictions as one blob.
     ///
     /// # Errors
-    /// When a member is not committed or a blob cannot be read or stored.
+    /// When a member that is not committed may still be, or the run was given up, or a blob cannot be read or stored.
     pub async fn results(&self, run: &RunView, coordinator_version: &str) -> Result<Results, BoardError> {
         let commits = commits(run);
-        let members = run.request.size as usize;
-        if commits.len() < members {
-            return Err(BoardError::Unfinished { committed: commits.len(), members });
+        let (members, needed) = (run.request.size as usize, run.request.needed() as usize);
+        let is_completed = run.outcome == Some(RunOutcome::Completed {});
+        if commits.len() < if is_completed { needed } else { members } {
+            let needed = match run.request.quorum {
+                None => "all".to_owned(),
+                Some(quorum) => format!("all, or {quorum} once the others have failed"),
+            };
+            return Err(BoardError::Unfinished { committed: commits.len(), members, needed });
         }
         let mut facts = run_facts(run, coordinator_version)?;
         for &(member, commit) in &commits {
@@ -223,8 +230,16 @@ fn run_facts(run: &RunView, coordinator_version: &str) -> Result<RunFacts, Board
         finished: timestamp(run.finished_at.unwrap_or(run.submitted_at)),
         lost_training_seconds: run.loss().train_seconds,
         repeated_steps: run.repeated_steps(),
+        size: run.request.size,
+        quorum: run.request.needed(),
+        failed: failed_members(run),
         members: Vec::with_capacity(run.members.len()),
     })
+}
+
+fn failed_members(run: &RunView) -> Vec<FailedMember> {
+    let failed = run.members.iter().filter(|member| member.status == MemberStatus::Failed);
+    failed.map(|member| FailedMember { index: member.number.0, reasons: member.failures() }).collect()
 }
 
 fn member_facts(member: &MemberView, commit: CommitView<'_>, predictions: Predictions) -> MemberFacts {
@@ -268,9 +283,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{
-        AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunOutcome, RunRequest, Verification,
-    };
+    use crate::core::{AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunRequest, Verification};
 
     struct Case {
         _folder: tempfile::TempDir,
@@ -343,6 +356,7 @@ mod tests {
                     test_labels,
                     size,
                     first_member: MemberIndex(0),
+                    quorum: None,
                 },
                 seed: 5,
                 outcome: None,
@@ -427,6 +441,23 @@ mod tests {
         let stacked = case.artifacts.get(results.predictions.sha256).await.unwrap();
         assert_eq!(&stacked[..], predictions::stack_to_safetensors(&[sure_of([1, 2, 8]), sure_of([1, 2, 8])]));
         assert!(results.misclassified_png.starts_with(b"\x89PNG"));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_completed_by_its_quorum_has_results_without_the_others() {
+        let mut case = Case::new(3).await;
+        case.run.request.quorum = Some(2);
+        case.commit(0, [1, 2, 8]).await;
+        case.commit(2, [1, 2, 3]).await;
+        let error = case.board().results(&case.run, "0.1.0").await.unwrap_err();
+        let needed = "2 of 3 members are committed, the report needs all, or 2 once the others have failed";
+        assert_eq!(error.to_string(), needed);
+        case.run.members[1].status = MemberStatus::Failed;
+        case.run.outcome = Some(RunOutcome::Completed {});
+        let report = case.board().results(&case.run, "0.1.0").await.unwrap().report;
+        assert_eq!(report.members.iter().map(|member| member.index).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!((report.run.size, report.run.quorum), (3, 2));
+        assert_eq!(report.failed, [FailedMember { index: 1, reasons: Vec::new() }]);
     }
 
     #[tokio::test]

@@ -98,6 +98,8 @@ pub struct Request {
     pub continues_unfinished: bool,
     /// Number of the first member; 0 but for runs that add members to those of another.
     pub first_member: u32,
+    /// Members that must be committed for the run to be completed without the others; all if absent.
+    pub quorum: Option<u32>,
 }
 
 /// What became of a request.
@@ -163,13 +165,14 @@ impl Client {
     /// # Errors
     /// When the recipe is refused, or the coordinator cannot be asked.
     pub async fn submit(&mut self, request: Request) -> Result<Submitted, ClientError> {
-        let Request { recipe_json, seed, ensemble, continues_unfinished, first_member } = request;
+        let Request { recipe_json, seed, ensemble, continues_unfinished, first_member, quorum } = request;
         let request = v1::SubmitRequest {
             recipe_json,
             seed,
             ensemble_size: ensemble,
             continue_unfinished: continues_unfinished,
             first_member,
+            quorum,
         };
         let v1::SubmitResponse { run_id, seed, is_continued } = self.runs.submit(request).await?.into_inner();
         Ok(Submitted { run_id, seed, is_continued })

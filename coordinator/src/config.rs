@@ -56,6 +56,14 @@ pub enum ConfigError {
         /// The value.
         found: u32,
     },
+    /// The quorum is no number of the ensemble's members.
+    #[error("quorum is {found}, expected 1 to {ensemble}, the members of the ensemble")]
+    Quorum {
+        /// The value.
+        found: u32,
+        /// Members of the ensemble.
+        ensemble: u32,
+    },
     /// The address to listen on cannot be read or resolved.
     #[error("listen address {found:?} is not of the form ADDRESS:PORT, such as {LISTEN_DEFAULT}")]
     Listen {
@@ -79,6 +87,7 @@ pub enum ConfigError {
 pub struct FileConfig {
     log_format: Option<LogFormat>,
     ensemble: Option<u32>,
+    quorum: Option<u32>,
     recipe: Option<String>,
     seed: Option<u64>,
     out: Option<PathBuf>,
@@ -222,6 +231,8 @@ impl<'de> Deserialize<'de> for Percent {
 pub struct RequestSettings {
     /// Members.
     pub ensemble: u32,
+    /// Members that are enough if others cannot be trained, 1 to `ensemble`; all if absent.
+    pub quorum: Option<u32>,
     /// Name of a built-in recipe or path of a file.
     pub recipe: String,
     /// Drawn by the coordinator if absent.
@@ -290,21 +301,33 @@ impl FileConfig {
     }
 
     /// Joins what is to be trained.
-    pub fn request(&self, args: &RequestArgs) -> RequestSettings {
-        RequestSettings {
-            ensemble: args.ensemble.or(self.ensemble).unwrap_or(ENSEMBLE_DEFAULT),
+    ///
+    /// # Errors
+    /// When the quorum is more than the ensemble, or none.
+    pub fn request(&self, args: &RequestArgs) -> Result<RequestSettings, ConfigError> {
+        let ensemble = args.ensemble.or(self.ensemble).unwrap_or(ENSEMBLE_DEFAULT);
+        let quorum = args.quorum.or(self.quorum);
+        if let Some(found) = quorum.filter(|quorum| !(1..=ensemble).contains(quorum)) {
+            return Err(ConfigError::Quorum { found, ensemble });
+        }
+        Ok(RequestSettings {
+            ensemble,
+            quorum,
             recipe: args.recipe.clone().or_else(|| self.recipe.clone()).unwrap_or_else(|| RECIPE_DEFAULT.to_owned()),
             seed: args.seed.or(self.seed),
-        }
+        })
     }
 
     /// Joins the settings of the one-run form.
-    pub fn run(&self, args: &RunArgs) -> RunSettings {
-        RunSettings {
-            request: self.request(&args.request),
+    ///
+    /// # Errors
+    /// As [`FileConfig::request`].
+    pub fn run(&self, args: &RunArgs) -> Result<RunSettings, ConfigError> {
+        Ok(RunSettings {
+            request: self.request(&args.request)?,
             out: args.out.clone().or_else(|| self.out.clone()),
             min_accuracy: args.min_accuracy.or(self.min_accuracy),
-        }
+        })
     }
 
     /// Joins the settings of a coordinator that listens.
@@ -370,7 +393,7 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         let submit = Cli::command().find_subcommand_mut("submit").unwrap().render_long_help().to_string();
         let config = FileConfig::default();
-        let request = config.request(&RequestArgs::default());
+        let request = config.request(&RequestArgs::default()).unwrap();
         let server = config.server(&ServerArgs::default()).unwrap();
         let client = config.client(&ClientArgs::default());
         for (flag, default) in [
@@ -395,6 +418,7 @@ mod tests {
             r#"
             log-format = "json"
             ensemble = 3
+            quorum = 2
             recipe = "smoke"
             seed = 9
             out = "o"
@@ -411,8 +435,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.log_format(&CommonArgs::default()), LogFormat::Json);
-        let run = config.run(&RunArgs::default());
-        let request = RequestSettings { ensemble: 3, recipe: "smoke".to_owned(), seed: Some(9) };
+        let run = config.run(&RunArgs::default()).unwrap();
+        let request = RequestSettings { ensemble: 3, quorum: Some(2), recipe: "smoke".to_owned(), seed: Some(9) };
         assert_eq!(run, RunSettings { request, out: Some("o".into()), min_accuracy: Some(Percent(99.0)) });
         let server = ServerSettings {
             listen: "127.0.0.1:7".parse().unwrap(),
@@ -445,6 +469,20 @@ mod tests {
         }
         let long = read(&"#".repeat(CONFIG_BYTES_MAX as usize + 1)).unwrap_err();
         assert!(matches!(long, ConfigError::TooLarge { .. }), "{long}");
+    }
+
+    #[test]
+    fn a_quorum_is_a_number_of_the_ensembles_members() {
+        let request =
+            |text: &str, quorum| read(text).unwrap().request(&RequestArgs { quorum, ..RequestArgs::default() });
+        assert_eq!(request("", None).unwrap().quorum, None);
+        assert_eq!(request("quorum = 2", Some(5)).unwrap().quorum, Some(5));
+        for (text, quorum, found, ensemble) in
+            [("", Some(6), 6, 5), ("", Some(0), 0, 5), ("ensemble = 3\nquorum = 4", None, 4, 3)]
+        {
+            let error = request(text, quorum).unwrap_err().to_string();
+            assert_eq!(error, format!("quorum is {found}, expected 1 to {ensemble}, the members of the ensemble"));
+        }
     }
 
     #[test]

@@ -61,6 +61,7 @@ async fn train(
         ensemble: settings.request.ensemble,
         continues_unfinished: true,
         first_member: 0,
+        quorum: settings.request.quorum,
     };
     let submitted = client.submit(request).await?;
     undelivered.remember(&submitted.run_id).await?;
@@ -88,6 +89,7 @@ async fn find_undelivered(
     let asked = Asked {
         recipe_sha256: recipe.digest(),
         size: settings.request.ensemble,
+        quorum: settings.request.quorum,
         seed: settings.request.seed,
         dataset: place.dataset.reference,
         test_labels: place.dataset.test_labels,

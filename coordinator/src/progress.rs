@@ -284,6 +284,10 @@ fn short_details(member: &Member) -> String {
 fn summary(run: &Run) -> String {
     let count = |status| run.members.iter().filter(|member| member.status == status).count();
     let mut text = format!("{} of {} members committed", count(MemberStatus::Committed), run.members.len());
+    let failed = count(MemberStatus::Failed);
+    if failed > 0 {
+        text += &format!(", {failed} failed");
+    }
     let queued = count(MemberStatus::Queued);
     if queued > 0 {
         let is_nobody_at_work = count(MemberStatus::Active) + count(MemberStatus::Verifying) == 0;
@@ -347,6 +351,7 @@ mod tests {
             lost_training_seconds: 0.0,
             lost_steps: 0,
             repeated_steps: 0,
+            quorum: 0,
             members,
         }
     }

@@ -117,6 +117,7 @@ fn request(ensemble: u32) -> Request {
         ensemble,
         continues_unfinished: false,
         first_member: 0,
+        quorum: None,
     }
 }
 

@@ -241,6 +241,7 @@ impl Cluster {
             ensemble_size: members,
             continue_unfinished: false,
             first_member: 0,
+            quorum: None,
         };
         let response = self.runs().await.submit(request).await.expect("the request is valid");
         response.into_inner().run_id

@@ -99,6 +99,9 @@ pub struct RequestArgs {
     /// A built-in recipe (see `coordinator recipes`) or a TOML file [default: default]
     #[arg(long, value_name = "NAME|FILE", env = "PLURALITY_RECIPE", hide_env = true)]
     pub recipe: Option<String>,
+    /// Members that are enough if others cannot be trained, 1 to --ensemble [default: all]
+    #[arg(long, value_name = "Q", env = "PLURALITY_QUORUM", hide_env = true)]
+    pub quorum: Option<u32>,
     /// Seed that every random choice is derived from [default: drawn, and printed]
     #[arg(long, value_name = "SEED", env = "PLURALITY_SEED", hide_env = true)]
     pub seed: Option<u64>,

@@ -102,7 +102,7 @@ async fn submit(
     continues_unfinished: bool,
     watching: Option<&MultiProgress>,
 ) -> Result<(), CliError> {
-    let request = file.request(args);
+    let request = file.request(args)?;
     let recipe = recipe::choose(&request.recipe)?;
     let mut client = Client::connect(&settings.server).await?;
     let submitted = client
@@ -112,6 +112,7 @@ async fn submit(
             ensemble: request.ensemble,
             continues_unfinished,
             first_member: 0,
+            quorum: request.quorum,
         })
         .await?;
     answer(settings.output, &submitted, || {

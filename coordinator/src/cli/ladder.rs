@@ -149,6 +149,7 @@ impl Climb<'_> {
                     ensemble: portion.size,
                     continues_unfinished: true,
                     first_member: portion.first,
+                    quorum: None,
                 };
                 let submitted = client.submit(request).await?;
                 let (id, verb) = (submitted.run_id, if submitted.is_continued { "goes on" } else { "has begun" });
@@ -318,6 +319,9 @@ mod tests {
             finished: "2001-01-01T00:00:00Z".parse().unwrap(),
             lost_training_seconds: 0.0,
             repeated_steps: 0,
+            size: 0,
+            quorum: 0,
+            failed: Vec::new(),
             members: (0..).zip(right).map(member).collect(),
         };
         report::build(&facts, &[1, 1])

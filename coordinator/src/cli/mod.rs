@@ -89,7 +89,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let level = if matches!(cli.command, Some(Command::Serve { .. })) { SERVE_LEVEL } else { QUIET_LEVEL };
     logging::install(file.log_format(&cli.common), level, &bars)?;
     match cli.command {
-        None => crate::oneshot::run(file.server(&cli.server)?, file.run(&cli.run), &bars).await,
+        None => crate::oneshot::run(file.server(&cli.server)?, file.run(&cli.run)?, &bars).await,
         Some(Command::Serve { server }) => serve::run(file.server(&server)?).await,
         Some(Command::Ladder { ladder, server }) => ladder::run(ladder, file.server(&server)?, &bars).await,
         Some(command) => commands::run(command, &file, &bars).await,

@@ -7,7 +7,7 @@ use super::{
     attempts,
     recipes::{BuiltIn, Ours},
 };
-use crate::client::view::{Member, MemberStatus, Run, Worker, percent};
+use crate::client::view::{Member, MemberStatus, Run, RunStatus, Worker, percent};
 
 /// Returns one line a run.
 pub fn runs(runs: &[Run]) -> String {
@@ -46,7 +46,11 @@ pub fn run(run: &Run) -> String {
         }
     }
     if !run.message.is_empty() {
-        text += &format!("reason     {}\n", run.message);
+        let label = if run.status == RunStatus::Completed { "note" } else { "reason" };
+        text += &format!("{label:<10} {}\n", run.message);
+    }
+    if (1..run.members.len()).contains(&(run.quorum as usize)) {
+        text += &format!("quorum     {} of {} members\n", run.quorum, run.members.len());
     }
     if let Some(vote) = run.vote_so_far {
         let members = vote.members;

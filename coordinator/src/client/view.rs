@@ -138,7 +138,7 @@ pub struct Run {
     pub submitted_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// Why it failed or was cancelled.
+    /// Why it failed or was cancelled, or without which members it is completed.
     pub message: String,
     /// The vote so far; absent before the first committed member.
     pub vote_so_far: Option<VoteSoFar>,
@@ -148,6 +148,8 @@ pub struct Run {
     pub lost_steps: u64,
     /// Those of committed members, which had to be taken again.
     pub repeated_steps: u64,
+    /// Members that must be committed for it to be completed without the others; 0 from a coordinator that needs all.
+    pub quorum: u32,
     /// Its members by index.
     pub members: Vec<Member>,
 }
@@ -265,6 +267,7 @@ impl TryFrom<v1::Run> for Run {
             lost_training_seconds: run.lost_training_seconds,
             lost_steps: run.lost_steps,
             repeated_steps: run.repeated_steps,
+            quorum: run.quorum,
             members: run.members.into_iter().map(Member::try_from).collect::<Result<_, _>>()?,
         })
     }
@@ -402,6 +405,7 @@ mod tests {
           "lost_training_seconds": 0.0,
           "lost_steps": 0,
           "repeated_steps": 0,
+          "quorum": 0,
           "members": [
             {
               "index": 0,

@@ -228,6 +228,8 @@ pub enum StopReason {
     RunCancelled,
     /// The run failed.
     RunFailed,
+    /// The member cannot be trained; its run goes on without it.
+    MemberFailed,
     /// No such attempt, the token is not its own, or it has ended.
     Unknown,
 }
@@ -294,6 +296,14 @@ pub enum Refusal {
     EnsembleSize {
         /// What was asked for.
         found: u32,
+    },
+    /// A quorum that no run of so many members can have.
+    #[error("quorum of {found} is not possible, expected 1 to {size}, the members of the run")]
+    Quorum {
+        /// What was asked for.
+        found: u32,
+        /// Members of the run.
+        size: u32,
     },
     /// Members beyond the last number that a member may have.
     #[error("members {first} to {last} are not possible, numbers end with {max}", max = limits::ENSEMBLE_MAX - 1)]

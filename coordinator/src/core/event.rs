@@ -18,7 +18,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/3";
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
 /// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0. Version 3 adds how far attempts
-/// were.
+/// were, and runs that need not all of their members.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1", "plurality-events/2"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
@@ -48,9 +48,17 @@ pub struct RunRequest {
     /// Number of the first member; the others follow on. 0 but for runs that add to another or train a part of it again.
     #[serde(default = "zeroth", skip_serializing_if = "is_zeroth")]
     pub first_member: MemberIndex,
+    /// Members that must be committed for the run to be completed without the others, 1 to one less than all; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorum: Option<u32>,
 }
 
 impl RunRequest {
+    /// Returns how many members the run needs.
+    pub fn needed(&self) -> u32 {
+        self.quorum.unwrap_or(self.size)
+    }
+
     /// Returns the number that the streams of the member at `index`, counted from 0 within the run, are derived from, and
     /// that its checkpoint and report name.
     pub fn number_of(&self, index: MemberIndex) -> MemberIndex {
@@ -141,11 +149,11 @@ pub enum WorkerEnd {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RunOutcome {
-    /// Every member is committed.
+    /// Every member has ended, and as many are committed as the run needs.
     Completed {},
-    /// A member cannot be trained.
+    /// So many members cannot be trained that too few are left.
     Failed {
-        /// The member.
+        /// The last of them.
         member: MemberIndex,
     },
     /// Someone asked for it.

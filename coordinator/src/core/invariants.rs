@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::{
     budget::Tally,
+    event::RunOutcome,
     pulse::Deadline,
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, State, Worker},
     world::World,
@@ -83,8 +84,17 @@ impl State {
         for (index, member) in (0..).map(MemberIndex).zip(&run.members) {
             self.check_member(run, index, member)?;
         }
-        let all_committed = run.members.iter().all(|member| member.status == MemberStatus::Committed);
-        expect(!all_committed || run.end.is_some(), &run.id, "an end once every member is committed")
+        let count = |is_counted: fn(&Member) -> bool| run.members.iter().filter(|member| is_counted(member)).count();
+        let (open, needed) = (count(|member| member.status.is_open()), run.request.needed() as usize);
+        let committed = count(|member| member.status == MemberStatus::Committed);
+        match run.end.as_ref().map(|end| &end.outcome) {
+            None => expect(open > 0, &run.id, "an end once every member has ended")
+                .and_then(|()| expect(committed + open >= needed, &run.id, "an end once too few members are left")),
+            Some(RunOutcome::Completed {}) => {
+                expect(committed >= needed, &run.id, "as many committed members as it needs, because it is completed")
+            }
+            Some(RunOutcome::Failed { .. } | RunOutcome::Cancelled { .. }) => Ok(()),
+        }
     }
 
     fn check_member(&self, run: &Run, index: MemberIndex, member: &Member) -> Result<(), Broken> {

@@ -16,7 +16,7 @@ use super::{
     time::Moment,
     view::{
         AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus, WorkerView,
-        describe_failure, describe_refused,
+        describe_failed, describe_failure, describe_refused,
     },
     world::World,
 };
@@ -77,13 +77,9 @@ impl World {
         let members: Vec<MemberView> = members.collect();
         let outcome = run.end.as_ref().map(|end| end.outcome.clone());
         let message = match &outcome {
-            None | Some(RunOutcome::Completed {}) => String::new(),
+            None => String::new(),
             Some(RunOutcome::Cancelled { reason }) => reason.clone(),
-            Some(RunOutcome::Failed { member }) => {
-                let attempts = members.get(member.0 as usize).map(MemberView::failures).unwrap_or_default();
-                let member = run.request.number_of(*member);
-                format!("member {member} failed after {} attempts: {}", attempts.len(), attempts.join("; "))
-            }
+            Some(RunOutcome::Completed {} | RunOutcome::Failed { .. }) => describe_failed(&run.request, &members),
         };
         RunView {
             id: run.id.clone(),

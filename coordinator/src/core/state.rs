@@ -23,7 +23,8 @@ use super::{
 /// 3. A member has at most one live attempt that was never suspected.
 /// 4. No open member has spent a budget, unless an attempt of it still runs or waits for verification, or a suspect one
 ///    is still waited for.
-/// 5. An ended run has no open member, an ended member no open attempt.
+/// 5. An ended run has no open member, an ended member no open attempt. A run ends with its last open member, or once fewer
+///    are left than it needs; a completed one has as many committed members as it needs.
 /// 6. Only attempts of open members keep snapshots: the newest of each, by step, and of one class.
 /// 7. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
 ///    indexes.

@@ -28,7 +28,7 @@ pub struct RunView {
     pub seed: u64,
     /// None while it goes on.
     pub outcome: Option<RunOutcome>,
-    /// Why it failed or was cancelled, each attempt's reason included; empty otherwise.
+    /// Why it failed or was cancelled, or without which members it is completed, each attempt's reason included; empty otherwise.
     pub message: String,
     /// By index.
     pub members: Vec<MemberView>,
@@ -228,6 +228,14 @@ impl MemberView {
         self.commit().map(|commit| commit.attempt).or(self.attempts.last())
     }
 
+    /// Says for people why it failed, if it did, with the reason of each attempt.
+    pub fn describe_failed(&self) -> Option<String> {
+        let attempts = self.failures();
+        let (number, tries) = (self.number, attempts.len());
+        let has_failed = self.status == MemberStatus::Failed;
+        has_failed.then(|| format!("member {number} failed after {tries} attempts: {}", attempts.join("; ")))
+    }
+
     /// Returns why attempts ended without a result, oldest first, one sentence each.
     pub fn failures(&self) -> Vec<String> {
         self.attempts.iter().filter_map(AttemptView::failure).collect()
@@ -244,6 +252,19 @@ impl AttemptView {
             AttemptStatus::Lost => Some(format!("{worker}: worker lost")),
             _ => None,
         }
+    }
+}
+
+/// Says for people which members of an ended run failed and why; nothing if none did.
+pub(super) fn describe_failed(request: &RunRequest, members: &[MemberView]) -> String {
+    let failed: Vec<String> = members.iter().filter_map(MemberView::describe_failed).collect();
+    let failed = failed.join(" | ");
+    match request.quorum {
+        Some(quorum) if !failed.is_empty() => {
+            let committed = members.iter().filter(|member| member.status == MemberStatus::Committed).count();
+            format!("{committed} of {} members, quorum {quorum}: {failed}", request.size)
+        }
+        _ => failed,
     }
 }
 

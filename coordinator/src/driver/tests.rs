@@ -33,7 +33,7 @@ fn request(size: u32) -> RunRequest {
     let blob = BlobRef::of(b"images");
     let recipe = RecipeText { name: "smoke".into(), json: "{}".into(), sha256: Digest::of(b"{}") };
     let dataset = DatasetRef { train_images: blob, train_labels: blob, test_images: blob };
-    RunRequest { recipe, dataset, test_labels: blob, size, first_member: MemberIndex(0) }
+    RunRequest { recipe, dataset, test_labels: blob, size, first_member: MemberIndex(0), quorum: None }
 }
 
 fn registration(name: &str, held: Vec<AttemptHandle>) -> Registration {

@@ -35,6 +35,8 @@ pub struct Asked {
     pub recipe_sha256: Digest,
     /// Members.
     pub size: u32,
+    /// Members that must be committed; all if absent.
+    pub quorum: Option<u32>,
     /// `None` takes any.
     pub seed: Option<u64>,
     /// What workers are given.
@@ -131,6 +133,7 @@ impl Asked {
     fn is_answered_by(&self, run: &RunView) -> bool {
         run.request.recipe.sha256 == self.recipe_sha256
             && run.request.size == self.size
+            && run.request.needed() == self.quorum.unwrap_or(self.size)
             && run.request.first_member == MemberIndex(0)
             && run.request.dataset == self.dataset
             && run.request.test_labels == self.test_labels
@@ -159,6 +162,7 @@ mod tests {
                 test_labels: BlobRef::of(b"labels"),
                 size: 3,
                 first_member: MemberIndex(0),
+                quorum: None,
             },
             seed: 7,
             outcome,
@@ -173,6 +177,7 @@ mod tests {
         Asked {
             recipe_sha256: Digest::of(b"{}"),
             size: 3,
+            quorum: None,
             seed: None,
             dataset: dataset("digits"),
             test_labels: BlobRef::of(b"labels"),
@@ -197,6 +202,7 @@ mod tests {
         for other in [
             Asked { seed: Some(8), ..asked() },
             Asked { size: 4, ..asked() },
+            Asked { quorum: Some(2), ..asked() },
             Asked { recipe_sha256: Digest::of(b"other"), ..asked() },
             Asked { dataset: dataset("clothes"), ..asked() },
             Asked { test_labels: BlobRef::of(b"other"), ..asked() },

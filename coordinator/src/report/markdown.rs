@@ -26,10 +26,21 @@ fn render(out: &mut String, report: &Report) -> fmt::Result {
         interval = percent_interval(vote.interval95),
         mean = percent(report.mean_test_accuracy()),
     )?;
+    write_failed(out, report)?;
     write_run(out, report)?;
     write_members(out, report)?;
     write_ensemble(out, report)?;
     write_misclassified(out, report)
+}
+
+fn write_failed(out: &mut String, report: &Report) -> fmt::Result {
+    let Some(line) = report.quorum_line() else { return Ok(()) };
+    writeln!(out, "{line}. The others could not be trained and have no vote:\n")?;
+    for member in &report.failed {
+        let reasons: Vec<_> = member.reasons.iter().map(|reason| escaped(reason)).collect();
+        writeln!(out, "- member {}: {}", member.index, reasons.join("; "))?;
+    }
+    writeln!(out)
 }
 
 fn write_run(out: &mut String, report: &Report) -> fmt::Result {

@@ -53,6 +53,12 @@ pub struct RunFacts {
     pub lost_training_seconds: f64,
     /// Steps that had to be taken again.
     pub repeated_steps: u64,
+    /// Members that were asked for.
+    pub size: u32,
+    /// Members that were enough.
+    pub quorum: u32,
+    /// Members that could not be trained, by index.
+    pub failed: Vec<FailedMember>,
     /// Its members, by index.
     pub members: Vec<MemberFacts>,
 }
@@ -91,6 +97,9 @@ pub struct Report {
     pub run: Run,
     /// Each network.
     pub members: Vec<Member>,
+    /// Members that could not be trained and have no vote.
+    #[serde(default)]
+    pub failed: Vec<FailedMember>,
     /// All of them together.
     pub ensemble: EnsembleScore,
     /// Test images that the majority vote labels wrong, in the order of the test set.
@@ -122,6 +131,21 @@ pub struct Run {
     /// Steps of committed members that had to be taken again.
     #[serde(default)]
     pub repeated_steps: u64,
+    /// Members that were asked for; 0 in reports of versions that did not say.
+    #[serde(default)]
+    pub size: u32,
+    /// Members that were enough if others could not be trained; 0 in reports of versions that did not say.
+    #[serde(default)]
+    pub quorum: u32,
+}
+
+/// A member that could not be trained.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FailedMember {
+    /// Its number.
+    pub index: u32,
+    /// Why, one sentence for each attempt, oldest first.
+    pub reasons: Vec<String>,
 }
 
 /// Which programs took part.
@@ -205,11 +229,14 @@ pub fn build(facts: &RunFacts, labels: &[u8]) -> Report {
         finished: facts.finished,
         lost_training_seconds: facts.lost_training_seconds,
         repeated_steps: facts.repeated_steps,
+        size: facts.size,
+        quorum: facts.quorum,
     };
     Report {
         format: REPORT_FORMAT.to_owned(),
         run,
         members: facts.members.iter().map(|member| Member::of(member, facts.seed, labels)).collect(),
+        failed: facts.failed.clone(),
         ensemble: score::ensemble(&predictions, labels),
         misclassified: misclassified(&predictions, labels),
     }
@@ -219,6 +246,13 @@ impl Report {
     /// Returns the report as JSON for people and programs, with a line break at the end.
     pub fn to_json(&self) -> String {
         json::to_text(self).expect("a report holds only text, numbers and lists")
+    }
+
+    /// Says for people how many members voted, if not all that were asked for.
+    fn quorum_line(&self) -> Option<String> {
+        let Run { size, quorum, .. } = self.run;
+        let is_partial = !self.failed.is_empty();
+        is_partial.then(|| format!("{} of {size} members, quorum {quorum}", self.members.len()))
     }
 
     /// Returns the mean of the members' test accuracies.

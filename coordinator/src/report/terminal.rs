@@ -39,8 +39,11 @@ pub fn terminal_table(report: &Report) -> String {
         1 => format!("1 tie, {} decided right", vote.ties_correct),
         ties => format!("{ties} ties, {} decided right", vote.ties_correct),
     };
+    let without: Vec<String> = report.failed.iter().map(|member| member.index.to_string()).collect();
+    let quorum =
+        report.quorum_line().map_or_else(String::new, |line| format!("{line}; failed: {}.\n", without.join(", ")));
     format!(
-        "{table}\n{name}, seed {seed}: {correct} of {total} right by majority vote, {wrong} wrong, {ties}; mean member {mean} %.\n",
+        "{table}\n{quorum}{name}, seed {seed}: {correct} of {total} right by majority vote, {wrong} wrong, {ties}; mean member {mean} %.\n",
         name = report.run.recipe.name,
         seed = report.run.seed,
         correct = vote.correct,

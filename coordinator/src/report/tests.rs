@@ -52,6 +52,9 @@ fn facts() -> RunFacts {
         finished: "2001-01-01T00:02:03.5Z".parse().unwrap(),
         lost_training_seconds: 12.345,
         repeated_steps: 678,
+        size: 3,
+        quorum: 3,
+        failed: Vec::new(),
         members: vec![
             member(0, "anna", [0, 1, 2, 0, 0, 0], 0.9),
             member(1, "berta", [0, 1, 2, 1, 0, 1], 0.6),
@@ -162,6 +165,18 @@ fn a_perfect_ensemble_of_one_has_a_report_too() {
     assert!(report.misclassified.is_empty());
     assert!(markdown(&report).ends_with("The vote labels every test image right.\n"));
     assert!(terminal_table(&report).contains("0 wrong, no ties"));
+}
+
+#[test]
+fn a_report_without_some_members_says_how_many_were_enough_and_why_they_failed() {
+    let reasons = vec!["anna: trainer crashed: signal 9".to_owned(), "berta: result rejected: <b>".to_owned()];
+    let failed = vec![FailedMember { index: 3, reasons }];
+    let report = build(&RunFacts { size: 4, quorum: 2, failed, ..facts() }, &LABELS);
+    let text = markdown(&report);
+    assert!(text.contains("3 of 4 members, quorum 2. The others could not be trained and have no vote:\n"), "{text}");
+    let line = r"- member 3: anna: trainer crashed: signal 9; berta: result rejected: \<b\>";
+    assert!(text.contains(line), "{text}");
+    assert!(terminal_table(&report).contains("\n3 of 4 members, quorum 2; failed: 3.\n"));
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl Runs {
             test_labels: self.dataset.test_labels,
             size: request.ensemble_size,
             first_member: MemberIndex(request.first_member),
+            quorum: request.quorum,
         };
         let submitted = self.driver.submit(run_request, request.seed, request.continue_unfinished).await?;
         Ok(v1::SubmitResponse {

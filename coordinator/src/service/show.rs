@@ -22,6 +22,7 @@ pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
         lost_training_seconds: loss.train_seconds,
         lost_steps: loss.steps,
         repeated_steps: view.repeated_steps(),
+        quorum: view.request.needed(),
         run_id: view.id.as_str().to_owned(),
         status: status.into(),
         recipe_name: view.request.recipe.name,
@@ -178,6 +179,7 @@ pub fn stop(stop: Stop) -> v1::Stop {
         StopReason::Superseded => v1::StopReason::Superseded,
         StopReason::RunCancelled => v1::StopReason::RunCancelled,
         StopReason::RunFailed => v1::StopReason::RunFailed,
+        StopReason::MemberFailed => v1::StopReason::MemberFailed,
         StopReason::Unknown => v1::StopReason::Unknown,
     };
     v1::Stop { attempt_id: stop.attempt.as_str().to_owned(), reason: reason.into() }

@@ -108,6 +108,7 @@ fn refusal_code(refusal: &Refusal) -> Code {
         Refusal::UnknownWorker { .. } | Refusal::UnknownRun { .. } => Code::NotFound,
         Refusal::Ambiguous { .. }
         | Refusal::EnsembleSize { .. }
+        | Refusal::Quorum { .. }
         | Refusal::MemberNumbers { .. }
         | Refusal::UnknownMember { .. }
         | Refusal::Slots { .. } => Code::InvalidArgument,
@@ -150,7 +151,10 @@ mod tests {
         assert_eq!(code(mismatch), Code::Aborted);
         assert_eq!(code(ArtifactError::DigestMismatch { expected: digest, found: digest }), Code::Aborted);
         assert_eq!(code(ArtifactError::TooManyUploads { limit: 1 }), Code::ResourceExhausted);
-        assert_eq!(code(BoardError::Unfinished { committed: 0, members: 1 }), Code::FailedPrecondition);
+        assert_eq!(
+            code(BoardError::Unfinished { committed: 0, members: 1, needed: String::new() }),
+            Code::FailedPrecondition
+        );
         let unknown = Refusal::UnknownRun { run: "x".to_owned() };
         assert_eq!(code(DriverError::Refused(unknown)), Code::NotFound);
         let ambiguous = Refusal::Ambiguous { selector: "0".to_owned(), matches: "01, 02".to_owned() };

@@ -305,6 +305,7 @@ impl Agent {
             v1::StopReason::Superseded => "the member is committed by another attempt",
             v1::StopReason::RunCancelled => "the run was cancelled",
             v1::StopReason::RunFailed => "the run has failed",
+            v1::StopReason::MemberFailed => "the member has failed",
             v1::StopReason::Unknown => "the coordinator does not know the attempt",
             v1::StopReason::Unspecified => "the coordinator gives no reason",
         };

@@ -9,7 +9,7 @@ use super::{
         budget::Tally,
         event::{RunOutcome, WorkerEnd},
         pulse::Pulse,
-        state::{Attempt, AttemptStatus, Member, Run, Worker},
+        state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
     },
     Beat, Decision, Event, Refusal, Reply, State, WallTime,
 };
@@ -26,10 +26,18 @@ pub(super) struct Draft<'a> {
     changed: BTreeMap<AttemptId, AttemptStatus>,
     /// Members that were queued and have an attempt again by this draft.
     taken: BTreeSet<(RunId, MemberIndex)>,
+    /// Members that fail by this draft.
+    failed: BTreeSet<(RunId, MemberIndex)>,
     /// Runs that end by this draft.
     finished: BTreeSet<RunId>,
     /// Attempts of which this draft says how far they were.
     noted: BTreeSet<AttemptId>,
+}
+
+/// How many members of a run stand where.
+struct Standings {
+    committed: u32,
+    open: u32,
 }
 
 impl<'a> Draft<'a> {
@@ -42,6 +50,7 @@ impl<'a> Draft<'a> {
             beats: Vec::new(),
             changed: BTreeMap::new(),
             taken: BTreeSet::new(),
+            failed: BTreeSet::new(),
             finished: BTreeSet::new(),
             noted: BTreeSet::new(),
         }
@@ -96,8 +105,8 @@ impl<'a> Draft<'a> {
                 unreachable!("an attempt does not end as {status:?} by a decision about itself")
             }
         };
-        // Its run has just ended, and it was cancelled with it.
-        if self.finished.contains(&attempt.run) {
+        // Its run or member has just ended, and it was cancelled with it.
+        if self.finished.contains(&attempt.run) || self.failed.contains(&(attempt.run.clone(), attempt.member)) {
             return;
         }
         self.note_trained(attempt);
@@ -166,7 +175,8 @@ impl<'a> Draft<'a> {
         self.push(Event::WorkerClosed { worker: worker.id.clone(), cause, at: self.at });
     }
 
-    /// Fails the attempt's member, and with it the run, if no attempt is left that could succeed and none may be made.
+    /// Fails the attempt's member if no attempt is left that could succeed and none may be made; and ends the run if it was the
+    /// last member, or too few are left.
     fn settle(&mut self, attempt: &Attempt) {
         let state = self.state;
         let member = state.member_of(attempt);
@@ -176,6 +186,23 @@ impl<'a> Draft<'a> {
         }
         let (run, member) = (state.run(&attempt.run), attempt.member);
         self.push(Event::MemberFailed { run: run.id.clone(), member, at: self.at });
-        self.finish_run(run, RunOutcome::Failed { member });
+        self.failed.insert((run.id.clone(), member));
+        let Standings { committed, open } = self.standings(run);
+        if committed + open < run.request.needed() {
+            self.finish_run(run, RunOutcome::Failed { member });
+        } else if open == 0 {
+            self.finish_run(run, RunOutcome::Completed {});
+        }
+    }
+
+    /// Counts a run's members as they will be after the draft, but for those that it commits.
+    fn standings(&self, run: &Run) -> Standings {
+        let mut standings = Standings { committed: 0, open: 0 };
+        for (index, member) in (0..).map(MemberIndex).zip(&run.members) {
+            let is_open = member.status.is_open() && !self.failed.contains(&(run.id.clone(), index));
+            standings.open += u32::from(is_open);
+            standings.committed += u32::from(member.status == MemberStatus::Committed);
+        }
+        standings
     }
 }

@@ -9,7 +9,7 @@ use super::{
     super::{
         command::{CommitVerdict, StopReason, VerificationOutcome},
         event::{MemberResult, RunOutcome, Verification},
-        state::{Attempt, AttemptStatus, MemberStatus},
+        state::{Attempt, AttemptStatus},
     },
     Decision, Draft, Event, Reply,
     standing::why_closed,
@@ -29,14 +29,14 @@ pub(super) fn commit(mut draft: Draft<'_>, handle: &Handle, result: &MemberResul
         AttemptStatus::Superseded => Reply::Committed(CommitVerdict::Superseded),
         AttemptStatus::Rejected { reason } => rejected(reason),
         AttemptStatus::Failed { .. } | AttemptStatus::Drained => rejected("the attempt was given up before"),
-        AttemptStatus::Cancelled => rejected("the run has ended"),
+        AttemptStatus::Cancelled => rejected(ended(why_closed(state, attempt))),
         AttemptStatus::Offered
         | AttemptStatus::Running
         | AttemptStatus::Uploading
         | AttemptStatus::Suspect
         | AttemptStatus::Lost => match why_closed(state, attempt) {
             Some(StopReason::Superseded) => Reply::Committed(CommitVerdict::Superseded),
-            Some(_) => rejected("the run has ended"),
+            Some(reason) => rejected(ended(Some(reason))),
             None => take(&mut draft, attempt, result),
         },
     };
@@ -109,9 +109,15 @@ fn accept(draft: &mut Draft<'_>, attempt: &Attempt, verification: &Verification)
     draft.note_all_trained(draft.state.member_of(attempt));
     draft.push(Event::MemberCommitted { attempt: attempt.id.clone(), verification: verification.clone(), at });
     let mut others = run.members.iter().enumerate().filter(|(index, _)| *index != attempt.member.0 as usize);
-    if others.all(|(_, member)| member.status == MemberStatus::Committed) {
+    // Those that failed left enough of the others, else the run would have failed with them.
+    if others.all(|(_, member)| !member.status.is_open()) {
         draft.finish_run(run, RunOutcome::Completed {});
     }
+}
+
+/// Says for people why nobody wants a result any more.
+fn ended(reason: Option<StopReason>) -> &'static str {
+    if reason == Some(StopReason::MemberFailed) { "the member has failed" } else { "the run has ended" }
 }
 
 fn rejected(reason: &str) -> Reply {

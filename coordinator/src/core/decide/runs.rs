@@ -25,6 +25,11 @@ pub(super) fn submit(
     if request.size == 0 || request.size > ENSEMBLE_MAX {
         return draft.refuse(Refusal::EnsembleSize { found: request.size });
     }
+    if let Some(found) = request.quorum.filter(|quorum| !(1..=request.size).contains(quorum)) {
+        return draft.refuse(Refusal::Quorum { found, size: request.size });
+    }
+    // To need all is the same request, whether it is said or not.
+    let request = &RunRequest { quorum: request.quorum.filter(|quorum| *quorum < request.size), ..request.clone() };
     let (first, last) = (request.first_member.0, u64::from(request.first_member.0) + u64::from(request.size) - 1);
     if last >= u64::from(ENSEMBLE_MAX) {
         return draft.refuse(Refusal::MemberNumbers { first, last });
@@ -55,7 +60,7 @@ pub(super) fn reproduce(mut draft: Draft<'_>, context: &mut Context<'_>, run: &R
     if original.member(index).status != MemberStatus::Committed {
         return draft.refuse(Refusal::NotCommitted { run: run.clone(), member });
     }
-    let request = RunRequest { size: 1, first_member: member, ..request.clone() };
+    let request = RunRequest { size: 1, first_member: member, quorum: None, ..request.clone() };
     // Never the original itself: a run of one committed member has ended.
     if let Some(run) = unfinished(draft.state, &request, Some(original.seed)) {
         return draft.reply(continued(run));
@@ -79,6 +84,7 @@ fn continued(run: &Run) -> Reply {
 fn is_same(run: &Run, request: &RunRequest, seed: Option<u64>) -> bool {
     run.request.recipe.sha256 == request.recipe.sha256
         && run.request.size == request.size
+        && run.request.quorum == request.quorum
         && run.request.first_member == request.first_member
         && run.request.dataset == request.dataset
         && run.request.test_labels == request.test_labels

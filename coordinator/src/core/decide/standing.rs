@@ -49,7 +49,10 @@ pub(super) fn why_closed(state: &State, attempt: &Attempt) -> Option<StopReason>
     match state.member_of(attempt).status {
         MemberStatus::Queued | MemberStatus::Active | MemberStatus::Verifying => None,
         MemberStatus::Committed => Some(StopReason::Superseded),
-        MemberStatus::Failed => Some(StopReason::RunFailed),
+        MemberStatus::Failed => match state.run(&attempt.run).end {
+            Some(_) => Some(StopReason::RunFailed),
+            None => Some(StopReason::MemberFailed),
+        },
         MemberStatus::Cancelled => match state.run(&attempt.run).end.as_ref().map(|end| &end.outcome) {
             Some(RunOutcome::Failed { .. }) => Some(StopReason::RunFailed),
             Some(RunOutcome::Completed {} | RunOutcome::Cancelled { .. }) | None => Some(StopReason::RunCancelled),

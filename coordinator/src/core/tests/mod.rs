@@ -179,7 +179,7 @@ fn request(size: u32, recipe: &str) -> RunRequest {
         json: format!("{{\"name\":\"{recipe}\"}}"),
         sha256: Digest::of(recipe.as_bytes()),
     };
-    RunRequest { recipe, dataset, test_labels: blob("test labels"), size, first_member: MemberIndex(0) }
+    RunRequest { recipe, dataset, test_labels: blob("test labels"), size, first_member: MemberIndex(0), quorum: None }
 }
 
 fn registration(instance: &str, name: &str, slots: u32, held: Vec<Handle>) -> Registration {

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, SyncReport,
-        VerificationOutcome,
+        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, RunRequest,
+        SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Stage, class, class_of, registration, report, request, result, snapshot, verification,
 };
@@ -31,7 +31,7 @@ const ROUNDS_MAX: usize = 200;
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Action {
-    Submit { size: u32, continue_unfinished: bool },
+    Submit { size: u32, quorum: Option<u32>, continue_unfinished: bool },
     Register { worker: usize, is_lost: bool },
     Sync { worker: usize, is_lost: bool, is_poll: bool },
     Commit { worker: usize, which: usize, is_lost: bool, checkpoint: &'static str },
@@ -62,7 +62,8 @@ fn action() -> impl Strategy<Value = Action> {
     ]);
     let lost = prop::bool::weighted(0.2);
     prop_oneof![
-        1 => (1..4_u32, any::<bool>()).prop_map(|(size, continue_unfinished)| Action::Submit { size, continue_unfinished }),
+        1 => (1..4_u32, prop::option::of(1..4_u32), any::<bool>())
+            .prop_map(|(size, quorum, continue_unfinished)| Action::Submit { size, quorum, continue_unfinished }),
         3 => (worker.clone(), lost).prop_map(|(worker, is_lost)| Action::Register { worker, is_lost }),
         20 => (worker.clone(), lost, prop::bool::weighted(0.1))
             .prop_map(|(worker, is_lost, is_poll)| Action::Sync { worker, is_lost, is_poll }),
@@ -135,8 +136,9 @@ impl Play {
 
     fn act(&mut self, action: &Action) {
         match *action {
-            Action::Submit { size, continue_unfinished } => {
-                self.say(Command::Submit { request: request(size, "default"), seed: None, continue_unfinished });
+            Action::Submit { size, quorum, continue_unfinished } => {
+                let request = RunRequest { quorum, ..request(size, "default") };
+                self.say(Command::Submit { request, seed: None, continue_unfinished });
             }
             Action::Register { worker, is_lost } => self.register(worker, is_lost),
             Action::Sync { worker, is_lost, is_poll } => self.sync(worker, is_lost, is_poll),
@@ -354,7 +356,7 @@ impl Play {
                 AttemptStatus::Verifying => state.verifying.contains(id),
                 AttemptStatus::Won(_) | AttemptStatus::Superseded => member == MemberStatus::Committed,
                 AttemptStatus::Rejected { .. } => true,
-                AttemptStatus::Cancelled => state.run(&attempt.run).end.is_some(),
+                AttemptStatus::Cancelled => state.run(&attempt.run).end.is_some() || member == MemberStatus::Failed,
                 AttemptStatus::Offered
                 | AttemptStatus::Running
                 | AttemptStatus::Uploading
@@ -373,7 +375,12 @@ impl Play {
         for run in self.stage.world.run_views(self.stage.now) {
             let committed = run.members.iter().filter(|member| member.commit().is_some()).count();
             match run.outcome {
-                Some(RunOutcome::Completed {}) => assert_eq!(committed, run.members.len()),
+                Some(RunOutcome::Completed {}) => {
+                    let failed = run.members.iter().filter(|member| member.status == MemberStatus::Failed).count();
+                    assert!(committed >= run.request.needed() as usize, "{run:?}");
+                    assert_eq!(committed + failed, run.members.len());
+                    assert_eq!(run.message.is_empty(), failed == 0);
+                }
                 Some(RunOutcome::Failed { .. }) => assert!(run.message.contains(": "), "{}", run.message),
                 Some(RunOutcome::Cancelled { .. }) => assert!(!run.message.is_empty()),
                 None => panic!("every run has ended"),
@@ -388,7 +395,7 @@ proptest! {
     #[test]
     fn every_run_ends_once_faults_stop(actions in prop::collection::vec(action(), 1..120)) {
         let mut play = Play::new();
-        play.act(&Action::Submit { size: 3, continue_unfinished: false });
+        play.act(&Action::Submit { size: 3, quorum: Some(1), continue_unfinished: false });
         for action in &actions {
             play.act(action);
             play.check_acknowledged();

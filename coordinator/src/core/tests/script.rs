@@ -6,7 +6,7 @@
 //! Commands (w1 is a worker by its name, a1 the first attempt, r1 the first run; times are in seconds):
 //!
 //! ```text
-//! submit size=N [first=N] [seed=S] [recipe=NAME] [continue]      reproduce r1 N
+//! submit size=N [quorum=N] [first=N] [seed=S] [recipe=NAME] [continue]      reproduce r1 N
 //! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
 //! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP] [step=N [seconds=N]]      poll w1 …
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
@@ -66,6 +66,8 @@ scripts! {
     a_false_alarm_loses_no_training,
     training_that_nobody_goes_on_from_is_lost,
     an_ended_run_says_what_it_lost,
+    a_run_with_a_quorum_goes_on_without_a_failed_member,
+    a_run_ends_once_its_quorum_is_out_of_reach,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
     a_snapshot_that_is_late_or_repeated_changes_nothing,
@@ -191,6 +193,7 @@ impl Player {
             "submit" => Command::Submit {
                 request: RunRequest {
                     first_member: MemberIndex(number("first").unwrap_or(0)),
+                    quorum: number("quorum"),
                     ..request(number("size").unwrap(), named("recipe").unwrap_or("default"))
                 },
                 seed: number("seed").map(u64::from),
