@@ -109,7 +109,7 @@ pub fn workers(workers: &[Worker]) -> String {
         table.add_row([
             worker.worker_id.clone(),
             worker.name.clone(),
-            worker.status.word().to_owned(),
+            if worker.quarantine.is_empty() { worker.status.word() } else { "quarantined" }.to_owned(),
             worker.device.clone(),
             worker.slots.to_string(),
             worker.free_slots.to_string(),
@@ -117,7 +117,10 @@ pub fn workers(workers: &[Worker]) -> String {
             trains.collect::<Vec<_>>().join(" "),
         ]);
     }
-    table.trim_fmt()
+    let quarantined = workers.iter().filter(|worker| !worker.quarantine.is_empty());
+    let reasons = quarantined.map(|worker| format!("\n{} is in quarantine: it {}", worker.name, worker.quarantine));
+    let reasons: String = reasons.collect();
+    if reasons.is_empty() { table.trim_fmt() } else { format!("{}\n{reasons}", table.trim_fmt()) }
 }
 
 /// Returns one line a recipe.

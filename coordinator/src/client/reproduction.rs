@@ -240,6 +240,7 @@ mod tests {
             attempts: Vec::new(),
             members_committed: 0,
             class,
+            quarantine: String::new(),
         }
     }
 

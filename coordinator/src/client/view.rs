@@ -214,6 +214,8 @@ pub struct Worker {
     pub members_committed: u32,
     /// What its trainers run on; absent until one has said so.
     pub class: Option<DeterminismClass>,
+    /// Why it is in quarantine; empty if it is not.
+    pub quarantine: String,
 }
 
 /// One attempt that a worker holds.
@@ -333,6 +335,7 @@ impl TryFrom<v1::Worker> for Worker {
             attempts: attempts.collect::<Result<_, WireError>>()?,
             members_committed: worker.members_committed,
             class: worker.determinism_class.map(DeterminismClass::try_from).transpose()?,
+            quarantine: worker.quarantine,
         })
     }
 }

@@ -26,7 +26,14 @@ impl State {
                 self.open_session(worker, instance, profile, *at);
             }
             Event::WorkerDraining { worker, .. } => self.worker_mut(worker).is_draining = true,
-            Event::WorkerClosed { worker, cause, .. } => self.worker_mut(worker).end = Some(*cause),
+            Event::WorkerQuarantined { worker, reason, .. } => {
+                self.worker_mut(worker).quarantine = Some(reason.clone());
+            }
+            Event::WorkerReleased { worker, .. } => self.worker_mut(worker).quarantine = None,
+            Event::WorkerClosed { worker, cause, .. } => {
+                let closed = self.worker_mut(worker);
+                (closed.end, closed.quarantine) = (Some(*cause), None);
+            }
             Event::RunSubmitted { run, request, seed, at } => self.begin_run(run, request, *seed, *at),
             Event::AttemptOffered { attempt, token, run, member, worker, at } => {
                 self.begin_attempt(attempt, token, (run, *member), worker, *at);
@@ -82,7 +89,9 @@ impl State {
                 self.change(attempt, AttemptStatus::Won(verification.clone()), *at);
                 let winner = self.attempt(attempt);
                 let (run, member) = (winner.run.clone(), winner.member);
-                self.worker_mut(&self.attempt(attempt).worker.clone()).members_committed += 1;
+                let worker = self.worker_mut(&self.attempt(attempt).worker.clone());
+                worker.members_committed += 1;
+                worker.quarantine = None;
                 self.close_member(&run, member, MemberStatus::Committed, &AttemptStatus::Superseded, *at);
             }
             Event::MemberFailed { run, member, at } => {
@@ -100,6 +109,7 @@ impl State {
             registered_at: at,
             end: None,
             is_draining: false,
+            quarantine: None,
             open_attempts: Default::default(),
             members_committed: 0,
         });

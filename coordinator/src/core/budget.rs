@@ -1,5 +1,7 @@
 //! What an attempt that ended costs its member.
 
+use std::time::Duration;
+
 use plurality_common::attempt::FailureKind;
 
 use super::state::AttemptStatus;
@@ -12,6 +14,13 @@ pub(super) const RETRY_BUDGET: u32 = 4;
 pub(super) const LOSS_BUDGET: u32 = 5;
 /// Numeric failures that are final: a member's seed is fixed, so the second shows that it would come again.
 const NUMERIC_FAILURES: u32 = 2;
+
+/// Members that one worker may fail within [`QUARANTINE_WINDOW`] before it is in quarantine: one is the member's bad luck, two a
+/// coincidence, and a machine that spoils all that it is given shows it with three.
+pub(super) const QUARANTINE_MEMBERS: usize = 3;
+/// How long a failure counts towards a quarantine, and how long a quarantine lasts: a full disk or too little memory is seen to
+/// within minutes or not at all, and trying it anew costs one attempt in so long.
+pub(super) const QUARANTINE_WINDOW: Duration = Duration::from_secs(15 * 60);
 
 /// Whom a failure is charged to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +48,16 @@ pub(super) fn charge(kind: FailureKind) -> Charge {
 /// Says whether an attempt that ended so rules its worker out for the member.
 pub(super) fn excludes_worker(status: &AttemptStatus) -> bool {
     matches!(status, AttemptStatus::Failed { kind, .. } if charge(*kind) == Charge::Worker)
+}
+
+/// Says whether an attempt that ended so counts towards a quarantine of its worker: whatever is charged, but for a lost worker,
+/// which has nothing to be kept from.
+pub(super) fn is_strike(status: &AttemptStatus) -> bool {
+    match status {
+        AttemptStatus::Failed { kind, .. } => matches!(charge(*kind), Charge::Member | Charge::Machine),
+        AttemptStatus::Rejected { .. } => true,
+        _ => false,
+    }
 }
 
 /// Says whether an attempt that ended so makes another worker the better choice.

@@ -18,7 +18,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/3";
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
 /// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0. Version 3 adds how far attempts
-/// were, and runs that need not all of their members.
+/// were, runs that need not all of their members, and quarantines.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1", "plurality-events/2"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
@@ -188,7 +188,23 @@ pub enum Event {
         /// When.
         at: WallTime,
     },
-    /// A worker's session ended.
+    /// A worker has failed several members in a short time: it gets new ones only if nobody else could take them.
+    WorkerQuarantined {
+        /// The worker.
+        worker: WorkerId,
+        /// Why, for people.
+        reason: String,
+        /// When.
+        at: WallTime,
+    },
+    /// A worker's quarantine is over.
+    WorkerReleased {
+        /// The worker.
+        worker: WorkerId,
+        /// When.
+        at: WallTime,
+    },
+    /// A worker's session ended, and with it its quarantine.
     WorkerClosed {
         /// The worker.
         worker: WorkerId,
@@ -355,7 +371,8 @@ pub enum Event {
         /// When.
         at: WallTime,
     },
-    /// Verification accepted the result: the attempt won, the member is committed, its other attempts are superseded.
+    /// Verification accepted the result: the attempt won, the member is committed, its other attempts are superseded, and a
+    /// quarantine of its worker is over.
     MemberCommitted {
         /// The attempt that won.
         attempt: AttemptId,
@@ -390,6 +407,7 @@ impl Event {
         match self {
             Self::RunSubmitted { .. }
             | Self::WorkerDraining { .. }
+            | Self::WorkerReleased { .. }
             | Self::WorkerClosed { .. }
             | Self::AttemptSuspected { .. }
             | Self::AttemptLost { .. }
@@ -401,6 +419,7 @@ impl Event {
             | Self::MemberFailed { .. }
             | Self::RunFinished { .. } => true,
             Self::WorkerRegistered { .. }
+            | Self::WorkerQuarantined { .. }
             | Self::AttemptOffered { .. }
             | Self::AttemptStarted { .. }
             | Self::AttemptClassified { .. }

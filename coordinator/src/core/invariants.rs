@@ -49,7 +49,13 @@ impl World {
         let goes_on = focus.is_none_or(|run| run.is_some_and(|run| run.end.is_none()));
         expect(goes_on, "focus", "a run that has not ended")?;
         let open = self.state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| &worker.id);
-        expect(open.eq(self.pulse.workers.keys()), "pulse", "exactly the open sessions")
+        expect(open.eq(self.pulse.workers.keys()), "pulse", "exactly the open sessions")?;
+        for worker in self.state.workers.values() {
+            let until = self.pulse.workers.get(&worker.id).and_then(|pulse| pulse.quarantined_until);
+            let agrees = worker.quarantine.is_some() == until.is_some();
+            expect(agrees, &worker.id, "an end of its quarantine exactly if it is in one")?;
+        }
+        Ok(())
     }
 }
 
@@ -152,6 +158,11 @@ impl State {
 
     fn check_worker(&self, worker: &Worker) -> Result<(), Broken> {
         let is_own = |id: &AttemptId| self.attempts.get(id).is_some_and(|attempt| attempt.worker == worker.id);
+        expect(
+            worker.quarantine.is_none() || worker.end.is_none(),
+            &worker.id,
+            "no quarantine once its session ended",
+        )?;
         expect(worker.open_attempts.iter().all(is_own), &worker.id, "only attempts of its own")?;
         let instance = self.workers_by_instance.get(&worker.instance);
         expect(instance == Some(&worker.id), &worker.id, "its instance to lead to it")?;

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 
 use plurality_common::{
     attempt::Progress,
-    id::{AttemptId, RunId, WorkerId},
+    id::{AttemptId, MemberIndex, RunId, WorkerId},
 };
 
 use super::{
+    budget::{QUARANTINE_MEMBERS, QUARANTINE_WINDOW, is_strike},
     event::Event,
-    state::{AttemptStatus, State},
+    state::{Attempt, AttemptStatus, State},
     time::{Moment, Timing},
 };
 
 /// The volatile half of the cluster's state.
 ///
 /// Invariant: exactly the live attempts have a lease, exactly the suspect ones an orphan deadline, and exactly the open
-/// workers an entry. A run in focus has not ended.
+/// workers an entry, which says when a quarantine ends exactly if the worker is in one. A run in focus has not ended.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Pulse {
     pub(super) attempts: BTreeMap<AttemptId, AttemptPulse>,
@@ -54,6 +55,18 @@ pub(super) struct WorkerPulse {
     pub gone_at: Moment,
     /// As it last said.
     pub free_slots: u32,
+    /// Members that failed on it of late, each once, oldest first, fewer than [`QUARANTINE_MEMBERS`] of them recent.
+    pub strikes: Vec<Strike>,
+    /// Its quarantine ends then; absent if it is in none.
+    pub quarantined_until: Option<Moment>,
+}
+
+/// A member that failed on a worker.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Strike {
+    pub at: Moment,
+    pub run: RunId,
+    pub member: MemberIndex,
 }
 
 /// A sign of life: changes the [`Pulse`] and is not stored.
@@ -101,7 +114,10 @@ impl Pulse {
             Some((attempt.id.clone(), AttemptPulse { deadline, progress: None }))
         });
         let workers = state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| {
-            (worker.id.clone(), WorkerPulse { online_until: grace, gone_at: orphan.max(grace), free_slots: 0 })
+            let quarantined_until = worker.quarantine.is_some().then(|| now.after(QUARANTINE_WINDOW));
+            let gone_at = orphan.max(grace);
+            let strikes = Vec::new();
+            (worker.id.clone(), WorkerPulse { online_until: grace, gone_at, free_slots: 0, strikes, quarantined_until })
         });
         Self { attempts: attempts.collect(), workers: workers.collect(), focus: None, last_tick: now }
     }
@@ -112,6 +128,13 @@ impl Pulse {
             Event::WorkerRegistered { worker, .. } => {
                 self.hear_worker(worker, 0, true, now, timing);
             }
+            Event::WorkerQuarantined { worker, .. } => {
+                if let Some(pulse) = self.workers.get_mut(worker) {
+                    pulse.quarantined_until = Some(now.after(QUARANTINE_WINDOW));
+                    pulse.strikes.clear();
+                }
+            }
+            Event::WorkerReleased { worker, .. } => self.release(worker),
             Event::WorkerClosed { worker, .. } => {
                 self.workers.remove(worker);
                 self.forget_ended(state);
@@ -130,19 +153,25 @@ impl Pulse {
                     pulse.deadline = Deadline::Orphan(orphan_deadline(pulse.deadline, timing));
                 }
             }
+            Event::AttemptFailed { attempt, .. } | Event::ResultRejected { attempt, .. } => {
+                self.attempts.remove(attempt);
+                self.strike(state.attempt(attempt), now);
+            }
             Event::AttemptLost { attempt, .. }
-            | Event::AttemptFailed { attempt, .. }
             | Event::AttemptDrained { attempt, .. }
             | Event::AttemptSuperseded { attempt, .. }
-            | Event::ResultReceived { attempt, .. }
-            | Event::ResultRejected { attempt, .. } => {
+            | Event::ResultReceived { attempt, .. } => {
                 self.attempts.remove(attempt);
             }
             Event::RunFinished { run, .. } => {
                 self.focus.take_if(|focus| focus == run);
                 self.forget_ended(state);
             }
-            Event::MemberCommitted { .. } | Event::MemberFailed { .. } => self.forget_ended(state),
+            Event::MemberCommitted { attempt, .. } => {
+                self.release(&state.attempt(attempt).worker);
+                self.forget_ended(state);
+            }
+            Event::MemberFailed { .. } => self.forget_ended(state),
             Event::WorkerDraining { .. }
             | Event::RunSubmitted { .. }
             | Event::AttemptStarted { .. }
@@ -184,6 +213,7 @@ impl Pulse {
                 for pulse in self.workers.values_mut() {
                     pulse.online_until = pulse.online_until.after(gap);
                     pulse.gone_at = pulse.gone_at.after(gap);
+                    pulse.quarantined_until = pulse.quarantined_until.map(|moment| moment.after(gap));
                 }
             }
         }
@@ -198,7 +228,35 @@ impl Pulse {
         let silence = if is_idle { timing.lease + timing.idle_sync } else { timing.lease };
         let online_until = now.after(silence);
         let gone_at = now.after(timing.orphan_window).max(online_until);
-        self.workers.insert(worker.clone(), WorkerPulse { online_until, gone_at, free_slots });
+        let known = self.workers.remove(worker);
+        let (strikes, quarantined_until) =
+            known.map_or_else(Default::default, |known| (known.strikes, known.quarantined_until));
+        self.workers
+            .insert(worker.clone(), WorkerPulse { online_until, gone_at, free_slots, strikes, quarantined_until });
+    }
+
+    /// Returns the other members that failed on the attempt's worker of late.
+    pub(super) fn recent_strikes(&self, attempt: &Attempt, now: Moment) -> usize {
+        let strikes = self.workers.get(&attempt.worker).map_or(&[][..], |pulse| &pulse.strikes);
+        strikes.iter().filter(|strike| strike.is_recent(now) && !strike.is_of(attempt)).count()
+    }
+
+    /// Notes that a member failed on a worker, if that is the worker's to answer for.
+    fn strike(&mut self, attempt: &Attempt, now: Moment) {
+        if let Some(pulse) = self.workers.get_mut(&attempt.worker).filter(|_| is_strike(&attempt.status)) {
+            pulse.strikes.retain(|strike| strike.is_recent(now) && !strike.is_of(attempt));
+            pulse.strikes.push(Strike { at: now, run: attempt.run.clone(), member: attempt.member });
+            let surplus = pulse.strikes.len().saturating_sub(QUARANTINE_MEMBERS);
+            pulse.strikes.drain(..surplus);
+        }
+    }
+
+    /// Lets bygones be bygones.
+    fn release(&mut self, worker: &WorkerId) {
+        if let Some(pulse) = self.workers.get_mut(worker) {
+            pulse.quarantined_until = None;
+            pulse.strikes.clear();
+        }
     }
 
     /// Drops attempts that ended as a consequence of another event.
@@ -207,6 +265,16 @@ impl Pulse {
             let status = &state.attempt(id).status;
             status.is_live() || *status == AttemptStatus::Suspect
         });
+    }
+}
+
+impl Strike {
+    fn is_recent(&self, now: Moment) -> bool {
+        now.since(self.at) < QUARANTINE_WINDOW
+    }
+
+    fn is_of(&self, attempt: &Attempt) -> bool {
+        self.run == attempt.run && self.member == attempt.member
     }
 }
 

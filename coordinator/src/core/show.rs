@@ -9,7 +9,7 @@ use plurality_common::{
 
 use super::{
     budget::{Tally, excludes_worker},
-    decide::{free_slots, has_room, is_excluded},
+    decide::{free_slots, has_room, is_available, is_excluded},
     event::RunOutcome,
     loss::Loss,
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
@@ -140,6 +140,7 @@ impl World {
             attempts: attempts.collect(),
             class: self.class_of(worker),
             members_committed: worker.members_committed,
+            quarantine: worker.quarantine.clone(),
         }
     }
 
@@ -162,17 +163,24 @@ impl World {
         if !tally.allows_attempt() {
             return Some(Waiting::Silent { attempts: tally.suspect });
         }
-        let is_usable =
-            |worker: &&Worker| worker.end.is_none() && !worker.is_draining && self.pulse.is_online(&worker.id, now);
+        let is_usable = |worker: &&Worker| is_available(&self.pulse, now, worker);
         let mut usable = self.state.workers.values().filter(is_usable).peekable();
         if usable.peek().is_none() {
             return Some(Waiting::NoWorker);
         }
-        let mut suitable = usable.filter(|worker| !is_excluded(&self.state, member, &worker.id)).peekable();
-        if suitable.peek().is_none() {
+        let suitable: Vec<&Worker> = usable.filter(|worker| !is_excluded(&self.state, member, &worker.id)).collect();
+        if suitable.is_empty() {
             return Some(Waiting::Refused { reasons: self.refusals(member) });
         }
-        let has_room = suitable.any(|worker| has_room(&self.state, &self.pulse, now, worker));
+        if suitable.iter().all(|worker| worker.quarantine.is_some()) {
+            let reasons = suitable.iter().filter_map(|worker| {
+                let reason = worker.quarantine.as_ref()?;
+                Some(format!("{} {reason}", worker.profile.name))
+            });
+            return Some(Waiting::Quarantined { reasons: reasons.collect() });
+        }
+        let mut sound = suitable.iter().filter(|worker| worker.quarantine.is_none());
+        let has_room = sound.any(|worker| has_room(&self.state, &self.pulse, now, worker));
         (!has_room).then_some(Waiting::Busy)
     }
 

@@ -26,7 +26,8 @@ use super::{
 /// 5. An ended run has no open member, an ended member no open attempt. A run ends with its last open member, or once fewer
 ///    are left than it needs; a completed one has as many committed members as it needs.
 /// 6. Only attempts of open members keep snapshots: the newest of each, by step, and of one class.
-/// 7. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
+/// 7. Only an open session is in quarantine.
+/// 8. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
 ///    indexes.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct State {
@@ -200,6 +201,8 @@ pub(super) struct Worker {
     /// None while the session is open.
     pub end: Option<WorkerEnd>,
     pub is_draining: bool,
+    /// Why it is in quarantine; absent if it is not.
+    pub quarantine: Option<String>,
     /// Attempts given to it for which [`AttemptStatus::is_open`] holds.
     pub open_attempts: BTreeSet<AttemptId>,
     pub members_committed: u32,

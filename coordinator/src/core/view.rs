@@ -63,6 +63,11 @@ pub enum Waiting {
         /// Attempts of it whose workers are silent.
         attempts: u32,
     },
+    /// For a worker that is not in quarantine: those that are here are, and are tried on only because there is no other.
+    Quarantined {
+        /// Why, one sentence for each worker.
+        reasons: Vec<String>,
+    },
     /// For another worker: those that are here have shown that they cannot train it.
     Refused {
         /// Why, one sentence for each attempt.
@@ -77,6 +82,9 @@ impl fmt::Display for Waiting {
             Self::NoWorker => f.write_str("no worker is connected"),
             Self::Silent { attempts } => {
                 write!(f, "silent workers ({attempts}) have to come back or be given up first")
+            }
+            Self::Quarantined { reasons } => {
+                write!(f, "every worker that could train it is in quarantine and tried on: {}", reasons.join("; "))
             }
             Self::Refused { reasons } => write!(f, "no connected worker can train it: {}", reasons.join("; ")),
         }
@@ -159,6 +167,8 @@ pub struct WorkerView {
     pub class: Option<DeterminismClass>,
     /// Members it trained that are committed.
     pub members_committed: u32,
+    /// Why it is in quarantine; absent if it is not.
+    pub quarantine: Option<String>,
 }
 
 /// An attempt as part of its worker.

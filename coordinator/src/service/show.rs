@@ -99,7 +99,9 @@ fn attempt(view: &AttemptView) -> v1::Attempt {
 fn waiting(waiting: &Waiting) -> String {
     match waiting {
         Waiting::Busy => String::new(),
-        Waiting::NoWorker | Waiting::Silent { .. } | Waiting::Refused { .. } => waiting.to_string(),
+        Waiting::NoWorker | Waiting::Silent { .. } | Waiting::Quarantined { .. } | Waiting::Refused { .. } => {
+            waiting.to_string()
+        }
     }
 }
 
@@ -138,6 +140,7 @@ pub fn worker(view: WorkerView) -> v1::Worker {
         attempts: view.attempts.into_iter().map(held_attempt).collect(),
         members_committed: view.members_committed,
         determinism_class: view.class.map(v1::DeterminismClass::from),
+        quarantine: view.quarantine.unwrap_or_default(),
     }
 }
 

@@ -6,12 +6,14 @@ use plurality_common::id::{AttemptId, MemberIndex, RunId};
 
 use super::{
     super::{
-        budget::Tally,
+        budget::{QUARANTINE_MEMBERS, QUARANTINE_WINDOW, Tally, is_strike},
         event::{RunOutcome, WorkerEnd},
         pulse::Pulse,
         state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
+        time::Moment,
+        view::describe_failure,
     },
-    Beat, Decision, Event, Refusal, Reply, State, WallTime,
+    Beat, Context, Decision, Event, Refusal, Reply, State, WallTime,
 };
 
 /// Collects the events of one command, and knows what they have changed so far where a later part of the same decision
@@ -19,6 +21,7 @@ use super::{
 pub(super) struct Draft<'a> {
     pub state: &'a State,
     pub pulse: &'a Pulse,
+    pub now: Moment,
     pub at: WallTime,
     events: Vec<Event>,
     beats: Vec<Beat>,
@@ -41,11 +44,12 @@ struct Standings {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(state: &'a State, pulse: &'a Pulse, at: WallTime) -> Self {
+    pub(super) fn new(state: &'a State, pulse: &'a Pulse, context: &Context<'_>) -> Self {
         Self {
             state,
             pulse,
-            at,
+            now: context.now,
+            at: context.wall,
             events: Vec::new(),
             beats: Vec::new(),
             changed: BTreeMap::new(),
@@ -111,8 +115,26 @@ impl<'a> Draft<'a> {
         }
         self.note_trained(attempt);
         self.push(event);
+        self.quarantine(attempt, &status);
         self.changed.insert(attempt.id.clone(), status);
         self.settle(attempt);
+    }
+
+    /// Puts a worker in quarantine if the failure of this attempt is one too many.
+    fn quarantine(&mut self, attempt: &Attempt, status: &AttemptStatus) {
+        let worker = self.state.worker(&attempt.worker);
+        let is_free = worker.end.is_none() && worker.quarantine.is_none();
+        let failed = self.pulse.recent_strikes(attempt, self.now) + 1;
+        if is_free && is_strike(status) && failed >= QUARANTINE_MEMBERS {
+            let minutes = QUARANTINE_WINDOW.as_secs() / 60;
+            let last = match status {
+                AttemptStatus::Failed { kind, message } => describe_failure(&worker.profile.name, *kind, message),
+                AttemptStatus::Rejected { reason } => format!("result rejected: {reason}"),
+                _ => unreachable!("only a failure or a refused result counts"),
+            };
+            let reason = format!("failed {failed} members within {minutes} minutes, the last: {last}");
+            self.push(Event::WorkerQuarantined { worker: worker.id.clone(), reason, at: self.at });
+        }
     }
 
     /// Writes down how far an attempt is that falls silent, hands its result over or ends: what is known for now of it goes with

@@ -13,7 +13,7 @@ mod tick;
 use plurality_common::id::{AttemptId, RunId, Token, WorkerId};
 
 use self::draft::Draft;
-pub(super) use self::offer::{free_slots, has_room, is_excluded};
+pub(super) use self::offer::{free_slots, has_room, is_available, is_excluded};
 use super::{
     command::{Command, Refusal, Reply},
     event::Event,
@@ -35,7 +35,7 @@ pub struct Decision {
 
 /// Decides `command`. Changes nothing: the same arguments give the same decision.
 pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: &Command) -> Decision {
-    let draft = Draft::new(state, pulse, context.wall);
+    let draft = Draft::new(state, pulse, context);
     match command {
         Command::Register(registration) => sessions::register(draft, context, registration),
         Command::Sync(report) => sync::sync(draft, pulse, context, report, sync::Occasion::Heartbeat),

@@ -60,13 +60,20 @@ fn suits(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Wo
     if !tally.allows_attempt() || is_excluded(state, member, &worker.id) {
         return false;
     }
+    // A run must not hang on a quarantine: whoever is the last resort is tried on, until the budgets end it.
+    let is_quarantined = worker.quarantine.is_some();
+    let mut others = state.workers.values().filter(|other| other.id != worker.id && other.quarantine.is_none());
+    if is_quarantined && others.any(|other| is_available(pulse, now, other) && !is_excluded(state, member, &other.id)) {
+        return false;
+    }
     if !is_disfavoured(state, member, &worker.id) {
         return true;
     }
     // Only a worker that could begin at once is worth waiting for.
     let mut others = state.workers.values().filter(|other| other.id != worker.id);
     !others.any(|other| {
-        has_room(state, pulse, now, other)
+        (is_quarantined || other.quarantine.is_none())
+            && has_room(state, pulse, now, other)
             && !is_excluded(state, member, &other.id)
             && !is_disfavoured(state, member, &other.id)
     })
@@ -74,8 +81,12 @@ fn suits(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Wo
 
 /// Says whether a worker could begin a member now.
 pub(in crate::core) fn has_room(state: &State, pulse: &Pulse, now: Moment, worker: &Worker) -> bool {
-    let is_available = worker.end.is_none() && !worker.is_draining && pulse.is_online(&worker.id, now);
-    is_available && free_slots(state, pulse, worker) > 0
+    is_available(pulse, now, worker) && free_slots(state, pulse, worker) > 0
+}
+
+/// Says whether a worker is here and takes new work.
+pub(in crate::core) fn is_available(pulse: &Pulse, now: Moment, worker: &Worker) -> bool {
+    worker.end.is_none() && !worker.is_draining && pulse.is_online(&worker.id, now)
 }
 
 /// Returns the slots a worker last said are free, less the members it was given since.

@@ -6,7 +6,7 @@ use super::{
         pulse::{Deadline, Pulse},
         state::AttemptStatus,
     },
-    Beat, Context, Decision, Draft, Reply,
+    Beat, Context, Decision, Draft, Event, Reply,
 };
 
 /// Looks at every deadline.
@@ -30,6 +30,8 @@ pub(super) fn tick(mut draft: Draft<'_>, pulse: &Pulse, context: &Context<'_>) -
     for (id, one) in &pulse.workers {
         if now >= one.gone_at {
             draft.close_session(state.worker(id), WorkerEnd::Silent);
+        } else if one.quarantined_until.is_some_and(|moment| now >= moment) {
+            draft.push(Event::WorkerReleased { worker: id.clone(), at: draft.at });
         }
     }
     draft.beat(Beat::Ticked);

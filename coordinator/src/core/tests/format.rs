@@ -11,27 +11,29 @@ fn kind(event: &Event) -> usize {
     match event {
         Event::WorkerRegistered { .. } => 0,
         Event::WorkerDraining { .. } => 1,
-        Event::WorkerClosed { .. } => 2,
-        Event::RunSubmitted { .. } => 3,
-        Event::AttemptOffered { .. } => 4,
-        Event::AttemptStarted { .. } => 5,
-        Event::AttemptClassified { .. } => 6,
-        Event::AttemptResumed { .. } => 7,
-        Event::AttemptSnapshotted { .. } => 8,
-        Event::SnapshotRefused { .. } => 9,
-        Event::AttemptTrained { .. } => 10,
-        Event::AttemptUploading { .. } => 11,
-        Event::AttemptSuspected { .. } => 12,
-        Event::AttemptReturned { .. } => 13,
-        Event::AttemptLost { .. } => 14,
-        Event::AttemptFailed { .. } => 15,
-        Event::AttemptDrained { .. } => 16,
-        Event::AttemptSuperseded { .. } => 17,
-        Event::ResultReceived { .. } => 18,
-        Event::ResultRejected { .. } => 19,
-        Event::MemberCommitted { .. } => 20,
-        Event::MemberFailed { .. } => 21,
-        Event::RunFinished { .. } => 22,
+        Event::WorkerQuarantined { .. } => 2,
+        Event::WorkerReleased { .. } => 3,
+        Event::WorkerClosed { .. } => 4,
+        Event::RunSubmitted { .. } => 5,
+        Event::AttemptOffered { .. } => 6,
+        Event::AttemptStarted { .. } => 7,
+        Event::AttemptClassified { .. } => 8,
+        Event::AttemptResumed { .. } => 9,
+        Event::AttemptSnapshotted { .. } => 10,
+        Event::SnapshotRefused { .. } => 11,
+        Event::AttemptTrained { .. } => 12,
+        Event::AttemptUploading { .. } => 13,
+        Event::AttemptSuspected { .. } => 14,
+        Event::AttemptReturned { .. } => 15,
+        Event::AttemptLost { .. } => 16,
+        Event::AttemptFailed { .. } => 17,
+        Event::AttemptDrained { .. } => 18,
+        Event::AttemptSuperseded { .. } => 19,
+        Event::ResultReceived { .. } => 20,
+        Event::ResultRejected { .. } => 21,
+        Event::MemberCommitted { .. } => 22,
+        Event::MemberFailed { .. } => 23,
+        Event::RunFinished { .. } => 24,
     }
 }
 
@@ -44,7 +46,7 @@ fn the_stored_format_is_what_it_was() {
         kinds.push(kind(&event));
     }
     kinds.dedup();
-    assert_eq!(kinds, (0..=22).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=24).collect::<Vec<_>>());
 }
 
 #[test]

@@ -11,13 +11,16 @@ use plurality_common::{
     blob::BlobRef,
     dataset::DatasetRef,
     digest::Digest,
-    id::{AttemptId, InstanceId, MemberIndex, RunId},
+    id::{AttemptId, InstanceId, MemberIndex, RunId, WorkerId},
     limits::SNAPSHOTS_KEPT,
 };
 
 use super::{
     AttemptReport, AttemptStatus, Command, Context, Decision, Event, Instruction, Loss, MemberResult, Moment,
-    RecipeText, Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World, budget::Tally,
+    RecipeText, Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World,
+    budget::Tally,
+    decide::{is_available, is_excluded},
+    state::Worker,
 };
 
 /// Short windows, so that scripts and random sequences see them end.
@@ -49,8 +52,9 @@ impl Stage {
         assert_eq!(decision, same, "the same arguments must give the same decision");
         self.drawn = first;
         for event in &decision.events {
-            if let Event::AttemptOffered { run, member, .. } = event {
+            if let Event::AttemptOffered { run, member, worker, .. } = event {
                 assert_may_be_offered(&before, run, *member);
+                assert_nobody_else_could(&before, self.now, run, *member, worker);
             }
             let text = serde_json::to_string(event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), *event, "an event must survive its format");
@@ -125,6 +129,15 @@ fn assert_may_be_offered(before: &World, run: &RunId, member: MemberIndex) {
     let Some(run) = before.state.runs.get(run) else { return };
     let statuses = before.state.attempts_of(run.member(member)).map(|attempt| &attempt.status);
     assert!(Tally::of(statuses).allows_attempt(), "no attempt is made beyond a budget");
+}
+
+/// Checks that a worker in quarantine is given a member only if no other could take it, now or once it has room.
+fn assert_nobody_else_could(before: &World, now: Moment, run: &RunId, member: MemberIndex, worker: &WorkerId) {
+    let World { state, pulse } = before;
+    let (Some(run), Some(worker)) = (state.runs.get(run), state.workers.get(worker)) else { return };
+    let mut sound = state.workers.values().filter(|other| other.quarantine.is_none());
+    let could = |other: &Worker| is_available(pulse, now, other) && !is_excluded(state, run.member(member), &other.id);
+    assert!(worker.quarantine.is_none() || !sound.any(could), "a worker in quarantine is the last resort");
 }
 
 fn assert_at_most_one_commit(log: &[Event], world: &World) {

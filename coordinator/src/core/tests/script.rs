@@ -67,6 +67,9 @@ scripts! {
     training_that_nobody_goes_on_from_is_lost,
     an_ended_run_says_what_it_lost,
     a_run_with_a_quorum_goes_on_without_a_failed_member,
+    a_worker_that_fails_three_members_is_in_quarantine,
+    a_quarantine_of_all_workers_holds_nobody_up,
+    a_quarantine_ends,
     a_run_ends_once_its_quorum_is_out_of_reach,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
@@ -406,7 +409,9 @@ impl Player {
                 let attempts: Vec<String> = view.attempts.iter().map(|attempt| attempt.id.to_string()).collect();
                 let (name, status, free) = (&view.profile.name, view.status, view.free_slots);
                 let committed = view.members_committed;
-                format!("{name} {status:?}, {free} free, holds [{}], committed {committed}", attempts.join(" "))
+                let quarantine = view.quarantine.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+                let attempts = attempts.join(" ");
+                format!("{name} {status:?}, {free} free, holds [{attempts}], committed {committed}{quarantine}")
             })
             .map(|line| self.rename(&line))
             .collect();
