@@ -110,6 +110,8 @@ pub enum FailureKind {
     Drained,
     /// The trainer ran and took no step for too long.
     Stalled,
+    /// The run was paused and the worker gave the attempt back.
+    Paused,
 }
 
 /// Where an attempt stands, as its worker sees it.

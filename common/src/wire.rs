@@ -186,6 +186,7 @@ impl TryFrom<v1::FailureKind> for FailureKind {
             v1::FailureKind::DiskFull => Self::DiskFull,
             v1::FailureKind::Drained => Self::Drained,
             v1::FailureKind::Stalled => Self::Stalled,
+            v1::FailureKind::Paused => Self::Paused,
         })
     }
 }
@@ -213,6 +214,7 @@ impl From<FailureKind> for v1::FailureKind {
             FailureKind::DiskFull => Self::DiskFull,
             FailureKind::Drained => Self::Drained,
             FailureKind::Stalled => Self::Stalled,
+            FailureKind::Paused => Self::Paused,
         }
     }
 }

@@ -359,6 +359,7 @@ mod tests {
                     quorum: None,
                 },
                 seed: 5,
+                is_paused: false,
                 outcome: None,
                 message: String::new(),
                 members: (0..size).map(|index| member(index, None)).collect(),

@@ -248,6 +248,24 @@ impl Client {
         Ok(wire::required("run", self.runs.cancel(request).await?.into_inner().run)?)
     }
 
+    /// Lets a run rest.
+    ///
+    /// # Errors
+    /// When there is no such run, it has ended already, or the coordinator cannot be asked.
+    pub async fn pause(&mut self, run: &str) -> Result<Run, ClientError> {
+        let request = v1::PauseRequest { run: run.to_owned() };
+        Ok(wire::required("run", self.runs.pause(request).await?.into_inner().run)?)
+    }
+
+    /// Lets a paused run go on.
+    ///
+    /// # Errors
+    /// When there is no such run, it has ended already, or the coordinator cannot be asked.
+    pub async fn resume(&mut self, run: &str) -> Result<Run, ClientError> {
+        let request = v1::ResumeRequest { run: run.to_owned() };
+        Ok(wire::required("run", self.runs.resume(request).await?.into_inner().run)?)
+    }
+
     /// Returns the report of a completed run.
     ///
     /// # Errors

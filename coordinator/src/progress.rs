@@ -82,17 +82,27 @@ struct Story {
     tells_epochs: bool,
     members: Vec<Told>,
     votes: u32,
+    was_paused: bool,
 }
 
 impl Story {
     /// Returns what is new in `run`, `now` after the watching began.
     fn tell(&mut self, run: &Run, now: Duration) -> Vec<String> {
         let mut lines = Vec::new();
+        if run.is_paused != self.was_paused {
+            self.was_paused = run.is_paused;
+            lines.push(if run.is_paused {
+                format!("the run is paused; `coordinator resume {}` lets it go on", run.run_id)
+            } else {
+                "the run goes on".to_owned()
+            });
+        }
         self.members.resize(run.members.len(), Told::default());
         let total = run.vote_so_far.map(|vote| vote.total);
         for (member, told) in run.members.iter().zip(&mut self.members) {
             told.failures(member, &mut lines);
-            told.wait(member, &mut lines);
+            // Said once above.
+            told.wait(member, run.is_paused, &mut lines);
             told.start(member, &mut lines);
             if self.tells_epochs {
                 told.epoch(member, now, &mut lines);
@@ -125,9 +135,9 @@ impl Told {
         self.failures = member.failures.len();
     }
 
-    fn wait(&mut self, member: &Member, lines: &mut Vec<String>) {
+    fn wait(&mut self, member: &Member, is_paused: bool, lines: &mut Vec<String>) {
         // Before its first attempt it waits for its turn like all others, which is no news.
-        if member.attempts > 0 && member.waiting != self.waiting {
+        if member.attempts > 0 && member.waiting != self.waiting && !is_paused {
             self.waiting.clone_from(&member.waiting);
             if !self.waiting.is_empty() {
                 lines.push(format!("member {}: waits: {}", member.index, self.waiting));
@@ -290,7 +300,7 @@ fn summary(run: &Run) -> String {
     }
     let queued = count(MemberStatus::Queued);
     if queued > 0 {
-        let is_nobody_at_work = count(MemberStatus::Active) + count(MemberStatus::Verifying) == 0;
+        let is_nobody_at_work = !run.is_paused && count(MemberStatus::Active) + count(MemberStatus::Verifying) == 0;
         text += &format!(", {queued} waiting{}", if is_nobody_at_work { " for a worker" } else { "" });
     }
     if let Some(vote) = run.vote_so_far {
@@ -352,6 +362,7 @@ mod tests {
             lost_steps: 0,
             repeated_steps: 0,
             quorum: 0,
+            is_paused: false,
             members,
         }
     }
@@ -395,6 +406,15 @@ mod tests {
         let lines = told((1..=7).map(|epoch| run(vec![at_epoch(epoch)], None)).collect());
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(lines[2].contains("epoch 6/3"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_pause_is_told_once_and_so_is_its_end() {
+        let waiting =
+            || Member { attempts: 1, waiting: "the run is paused".to_owned(), ..member(0, MemberStatus::Queued) };
+        let paused = || Run { is_paused: true, ..run(vec![waiting()], None) };
+        let lines = told(vec![paused(), paused(), run(vec![member(0, MemberStatus::Queued)], None)]);
+        assert_eq!(lines, ["the run is paused; `coordinator resume r` lets it go on", "the run goes on"]);
     }
 
     #[test]

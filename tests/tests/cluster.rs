@@ -14,7 +14,7 @@ use plurality_common::{
     recipe::{Data, Recipe, Training, builtin},
     score,
 };
-use plurality_proto::v1::{self, MemberStatus, ReportRequest};
+use plurality_proto::v1::{self, MemberStatus, PauseRequest, ReportRequest, ResumeRequest};
 use plurality_tests::{
     cluster::{Cluster, Process, Stopped, children_of, count, is_running, send_signal, wait_for},
     recipes,
@@ -326,6 +326,35 @@ async fn a_member_that_was_given_back_goes_on_from_its_snapshot_to_the_same_byte
         assert!(first.ended().await.success(), "{}", first.output());
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_run_stops_its_trainers_and_goes_on_from_its_snapshot_to_the_same_bytes() {
+    let mut cluster = Cluster::start().await;
+    let recipe = json(&recipes::small(LONGER));
+    let worker = cluster.worker_with("a", OFTEN);
+    let run = cluster.submit(&recipe, 1, 5).await;
+    snapshotted(&cluster, &run).await;
+    let trainers = cluster.trainers(&worker).await;
+    cluster.runs().await.pause(PauseRequest { run: run.clone() }).await.unwrap();
+    wait_for("the trainers of the paused run are gone", || async {
+        trainers.iter().all(|id| !is_running(*id)).then_some(())
+    })
+    .await;
+    cluster.run_until("the member waits again", &run, |run| count(run, MemberStatus::Queued) == 1).await;
+    cluster.coordinator.kill();
+    cluster.restart_coordinator().await;
+    assert!(cluster.run(&run).await.unwrap().is_paused, "a pause outlives the coordinator");
+    assert!(is_running(worker.id()), "the worker stays");
+    cluster.runs().await.resume(ResumeRequest { run: run.clone() }).await.unwrap();
+    let resumed = cluster.completed(&run).await;
+    let attempts = &resumed.members[0].attempt_list;
+    assert!(attempts.len() == 2 && attempts[1].resumed_step > 0, "{attempts:?}");
+    assert!(resumed.members[0].failures.is_empty(), "nothing is charged: {resumed:?}");
+
+    let undisturbed = cluster.submit(&recipe, 1, 5).await;
+    cluster.completed(&undisturbed).await;
+    assert_eq!(checkpoints(&cluster, &run).await, checkpoints(&cluster, &undisturbed).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,6 +292,24 @@ pub enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Lets a run rest: workers give back what they train of it, with its newest snapshot
+    Pause {
+        /// A run's id, an unambiguous beginning of it, or `last`
+        #[arg(value_name = "RUN")]
+        run: String,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lets a paused run go on from its snapshots
+    Resume {
+        /// A run's id, an unambiguous beginning of it, or `last`
+        #[arg(value_name = "RUN")]
+        run: String,
+        /// How to reach the coordinator.
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Prints the report of a completed run, or writes all of it to a folder
     Report {
         /// Which run.

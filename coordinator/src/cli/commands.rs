@@ -54,6 +54,16 @@ pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> R
             let run = client.cancel(&run, &reason).await?;
             answer(output, &run, || format!("run {} is {}", run.run_id, run.status.word()))
         }
+        Command::Pause { run, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let run = client.pause(&run).await?;
+            answer(output, &run, || format!("run {} is {}", run.run_id, run.word()))
+        }
+        Command::Resume { run, client } => {
+            let (mut client, output) = connect(file, &client).await?;
+            let run = client.resume(&run).await?;
+            answer(output, &run, || format!("run {} is {}", run.run_id, run.word()))
+        }
         Command::Report { run, out, client } => {
             let (mut client, output) = connect(file, &client).await?;
             let report = client.report(&run.run).await?;

@@ -19,7 +19,7 @@ pub fn runs(runs: &[Run]) -> String {
         let committed = run.members.iter().filter(|member| member.status == MemberStatus::Committed).count();
         table.add_row([
             run.run_id.clone(),
-            run.status.word().to_owned(),
+            run.word().to_owned(),
             run.recipe_name.clone(),
             run.seed.to_string(),
             format!("{committed} of {}", run.members.len()),
@@ -35,7 +35,7 @@ pub fn run(run: &Run) -> String {
     let mut text = format!(
         "run        {}\nstatus     {}\nrecipe     {} ({})\nseed       {}\n",
         run.run_id,
-        run.status.word(),
+        run.word(),
         run.recipe_name,
         &run.recipe_sha256.get(..12).unwrap_or(&run.recipe_sha256),
         run.seed

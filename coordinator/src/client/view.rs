@@ -150,6 +150,8 @@ pub struct Run {
     pub repeated_steps: u64,
     /// Members that must be committed for it to be completed without the others; 0 from a coordinator that needs all.
     pub quorum: u32,
+    /// Whether it rests until someone lets it go on.
+    pub is_paused: bool,
     /// Its members by index.
     pub members: Vec<Member>,
 }
@@ -179,6 +181,13 @@ pub struct Member {
     pub waiting: String,
     /// Its attempts, oldest first; empty where a run is only listed or watched.
     pub attempt_list: Vec<Attempt>,
+}
+
+impl Run {
+    /// Returns where it stands in a word for people.
+    pub fn word(&self) -> &'static str {
+        if self.is_paused { "paused" } else { self.status.word() }
+    }
 }
 
 impl Member {
@@ -270,6 +279,7 @@ impl TryFrom<v1::Run> for Run {
             lost_steps: run.lost_steps,
             repeated_steps: run.repeated_steps,
             quorum: run.quorum,
+            is_paused: run.is_paused,
             members: run.members.into_iter().map(Member::try_from).collect::<Result<_, _>>()?,
         })
     }
@@ -409,6 +419,7 @@ mod tests {
           "lost_steps": 0,
           "repeated_steps": 0,
           "quorum": 0,
+          "is_paused": false,
           "members": [
             {
               "index": 0,

@@ -35,6 +35,8 @@ impl State {
                 (closed.end, closed.quarantine) = (Some(*cause), None);
             }
             Event::RunSubmitted { run, request, seed, at } => self.begin_run(run, request, *seed, *at),
+            Event::RunPaused { run, .. } => self.run_mut(run).is_paused = true,
+            Event::RunResumed { run, .. } => self.run_mut(run).is_paused = false,
             Event::AttemptOffered { attempt, token, run, member, worker, at } => {
                 self.begin_attempt(attempt, token, (run, *member), worker, *at);
             }
@@ -130,6 +132,7 @@ impl State {
             seed,
             submitted_at: at,
             members: vec![Member::default(); request.size as usize],
+            is_paused: false,
             end: None,
         };
         self.queue.extend((0..request.size).map(|index| (order, MemberIndex(index))));
@@ -178,9 +181,10 @@ impl State {
     }
 
     fn finish_run(&mut self, id: &RunId, outcome: &RunOutcome, at: WallTime) {
-        let run = self.runs.get_mut(id).expect("a run is submitted before it ends");
+        let run = self.run_mut(id);
+        run.is_paused = false;
         run.end = Some(RunEnd { outcome: outcome.clone(), at });
-        for index in 0..run.request.size {
+        for index in 0..self.run(id).request.size {
             self.close_member(id, MemberIndex(index), MemberStatus::Cancelled, &AttemptStatus::Cancelled, at);
         }
     }
@@ -263,8 +267,11 @@ impl State {
         self.workers.get_mut(id).expect("a worker registers before anything happens to it")
     }
 
+    fn run_mut(&mut self, id: &RunId) -> &mut Run {
+        self.runs.get_mut(id).expect("a run is submitted before anything happens to it")
+    }
+
     fn member_mut(&mut self, run: &RunId, index: MemberIndex) -> &mut Member {
-        let run = self.runs.get_mut(run).expect("a run is submitted before anything happens to it");
-        run.members.get_mut(index.0 as usize).expect("an event names only members that its run has")
+        self.run_mut(run).members.get_mut(index.0 as usize).expect("an event names only members that its run has")
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn charge(kind: FailureKind) -> Charge {
         FailureKind::Numeric | FailureKind::Dataset | FailureKind::Internal | FailureKind::Stalled => Charge::Member,
         FailureKind::OutOfMemory | FailureKind::DiskFull => Charge::Machine,
         FailureKind::Incompatible | FailureKind::Startup => Charge::Worker,
-        FailureKind::Drained => Charge::Nobody,
+        FailureKind::Drained | FailureKind::Paused => Charge::Nobody,
     }
 }
 

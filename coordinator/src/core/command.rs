@@ -71,6 +71,17 @@ pub enum Command {
         /// Why, for people.
         reason: String,
     },
+    /// Someone wants a run to rest: nothing of it is given out, and what runs is given back with its newest snapshot. Answered by
+    /// [`Reply::Done`], also when it rests already.
+    Pause {
+        /// The run.
+        run: RunId,
+    },
+    /// Someone wants a paused run to go on. Answered by [`Reply::Done`], also when it is not paused.
+    Resume {
+        /// The run.
+        run: RunId,
+    },
     /// Someone wants a worker to take no new work and leave. Answered by [`Reply::Done`].
     Drain {
         /// The worker.
@@ -230,6 +241,8 @@ pub enum StopReason {
     RunFailed,
     /// The member cannot be trained; its run goes on without it.
     MemberFailed,
+    /// The run is paused: the attempt is to be given back, with its newest snapshot.
+    RunPaused,
     /// No such attempt, the token is not its own, or it has ended.
     Unknown,
 }
@@ -339,12 +352,12 @@ pub enum Refusal {
         /// What was said.
         found: u32,
     },
-    /// The run has ended already, and not by being cancelled.
+    /// The run has ended already, and not as it was asked to.
     #[error("run {run} has already {ended}")]
     RunEnded {
         /// The run.
         run: RunId,
-        /// `completed` or `failed`.
+        /// `completed`, `failed` or `been cancelled`.
         ended: &'static str,
     },
 }

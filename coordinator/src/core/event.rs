@@ -18,7 +18,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/3";
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
 /// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0. Version 3 adds how far attempts
-/// were, runs that need not all of their members, and quarantines.
+/// were, runs that need not all of their members, quarantines and pauses.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1", "plurality-events/2"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
@@ -224,6 +224,20 @@ pub enum Event {
         /// When.
         at: WallTime,
     },
+    /// A run rests: nothing of it is given out. An attempt of it that was offered and not reported is given back before.
+    RunPaused {
+        /// The run.
+        run: RunId,
+        /// When.
+        at: WallTime,
+    },
+    /// A paused run goes on.
+    RunResumed {
+        /// The run.
+        run: RunId,
+        /// When.
+        at: WallTime,
+    },
     /// A worker was given a member.
     AttemptOffered {
         /// The new attempt.
@@ -332,14 +346,14 @@ pub enum Event {
     AttemptFailed {
         /// The attempt.
         attempt: AttemptId,
-        /// Why, for programs. Never [`FailureKind::Drained`], which has its own event.
+        /// Why, for programs. Never [`FailureKind::Drained`] or [`FailureKind::Paused`], which have an event of their own.
         kind: FailureKind,
         /// Why, for people.
         message: String,
         /// When.
         at: WallTime,
     },
-    /// The worker gave the attempt back because it leaves. Never charged.
+    /// The worker gave the attempt back because it leaves or the run is paused. Never charged.
     AttemptDrained {
         /// The attempt.
         attempt: AttemptId,
@@ -406,6 +420,8 @@ impl Event {
     pub fn wakes_workers(&self) -> bool {
         match self {
             Self::RunSubmitted { .. }
+            | Self::RunPaused { .. }
+            | Self::RunResumed { .. }
             | Self::WorkerDraining { .. }
             | Self::WorkerReleased { .. }
             | Self::WorkerClosed { .. }

@@ -90,6 +90,10 @@ impl State {
         for (index, member) in (0..).map(MemberIndex).zip(&run.members) {
             self.check_member(run, index, member)?;
         }
+        expect(!run.is_paused || run.end.is_none(), &run.id, "no pause once it has ended")?;
+        let mut attempts = run.members.iter().flat_map(|member| self.attempts_of(member));
+        let is_offered = attempts.any(|attempt| attempt.status == AttemptStatus::Offered);
+        expect(!run.is_paused || !is_offered, &run.id, "nothing given out while it is paused")?;
         let count = |is_counted: fn(&Member) -> bool| run.members.iter().filter(|member| is_counted(member)).count();
         let (open, needed) = (count(|member| member.status.is_open()), run.request.needed() as usize);
         let committed = count(|member| member.status == MemberStatus::Committed);

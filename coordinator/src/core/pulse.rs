@@ -174,6 +174,8 @@ impl Pulse {
             Event::MemberFailed { .. } => self.forget_ended(state),
             Event::WorkerDraining { .. }
             | Event::RunSubmitted { .. }
+            | Event::RunPaused { .. }
+            | Event::RunResumed { .. }
             | Event::AttemptStarted { .. }
             | Event::AttemptClassified { .. }
             | Event::AttemptResumed { .. }

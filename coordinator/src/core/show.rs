@@ -72,7 +72,7 @@ impl World {
             number: run.request.number_of(MemberIndex(index)),
             status: member.status,
             attempts: self.show_attempts(member),
-            waiting: self.why_waiting(member, now),
+            waiting: self.why_waiting(run, member, now),
         });
         let members: Vec<MemberView> = members.collect();
         let outcome = run.end.as_ref().map(|end| end.outcome.clone());
@@ -85,6 +85,7 @@ impl World {
             id: run.id.clone(),
             request: run.request.clone(),
             seed: run.seed,
+            is_paused: run.is_paused,
             outcome,
             message,
             members,
@@ -155,9 +156,12 @@ impl World {
     }
 
     /// Says why nobody works on a queued member, so that it never just hangs.
-    fn why_waiting(&self, member: &Member, now: Moment) -> Option<Waiting> {
+    fn why_waiting(&self, run: &Run, member: &Member, now: Moment) -> Option<Waiting> {
         if member.status != MemberStatus::Queued {
             return None;
+        }
+        if run.is_paused {
+            return Some(Waiting::Paused);
         }
         let tally = Tally::of(self.state.attempts_of(member).map(|attempt| &attempt.status));
         if !tally.allows_attempt() {

@@ -27,7 +27,8 @@ use super::{
 ///    are left than it needs; a completed one has as many committed members as it needs.
 /// 6. Only attempts of open members keep snapshots: the newest of each, by step, and of one class.
 /// 7. Only an open session is in quarantine.
-/// 8. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
+/// 8. A paused run has not ended, and no attempt of it waits to be reported for the first time.
+/// 9. Every index (queue, waiting verifications, a worker's open attempts, sessions by instance) agrees with what it
 ///    indexes.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct State {
@@ -56,6 +57,8 @@ pub(super) struct Run {
     pub submitted_at: WallTime,
     /// By index.
     pub members: Vec<Member>,
+    /// Nothing of it is given out.
+    pub is_paused: bool,
     /// None while the run goes on.
     pub end: Option<RunEnd>,
 }
@@ -161,7 +164,7 @@ pub enum AttemptStatus {
         /// Why, for people.
         message: String,
     },
-    /// Given back by a worker that leaves.
+    /// Given back by a worker that leaves, or because its run was paused.
     Drained,
     /// Its run or member ended.
     Cancelled,

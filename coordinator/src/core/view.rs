@@ -26,6 +26,8 @@ pub struct RunView {
     pub request: RunRequest,
     /// What its members' seeds are derived from.
     pub seed: u64,
+    /// Whether it rests until someone lets it go on.
+    pub is_paused: bool,
     /// None while it goes on.
     pub outcome: Option<RunOutcome>,
     /// Why it failed or was cancelled, or without which members it is completed, each attempt's reason included; empty otherwise.
@@ -56,6 +58,8 @@ pub struct MemberView {
 pub enum Waiting {
     /// For a slot: every worker that could train it is at work.
     Busy,
+    /// For someone to let its run go on.
+    Paused,
     /// For any worker.
     NoWorker,
     /// For silent workers to come back or be given up: so many may have been brought down by it.
@@ -79,6 +83,7 @@ impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("all workers are busy"),
+            Self::Paused => f.write_str("the run is paused"),
             Self::NoWorker => f.write_str("no worker is connected"),
             Self::Silent { attempts } => {
                 write!(f, "silent workers ({attempts}) have to come back or be given up first")
@@ -288,7 +293,7 @@ pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &s
         FailureKind::Internal => "trainer crashed",
         FailureKind::Startup => "trainer did not start",
         FailureKind::DiskFull => "disk is full",
-        FailureKind::Drained => "gave the attempt back",
+        FailureKind::Drained | FailureKind::Paused => "gave the attempt back",
         FailureKind::Stalled => "took no step for too long",
     };
     if message.is_empty() { format!("{worker_name}: {kind}") } else { format!("{worker_name}: {kind}: {message}") }

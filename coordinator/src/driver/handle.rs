@@ -177,6 +177,24 @@ impl Handle {
         self.done(Command::Cancel { run, reason }).await
     }
 
+    /// Lets a run rest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn pause(&self, run: RunId) -> Result<(), DriverError> {
+        self.done(Command::Pause { run }).await
+    }
+
+    /// Lets a paused run go on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handle::call`].
+    pub async fn resume(&self, run: RunId) -> Result<(), DriverError> {
+        self.done(Command::Resume { run }).await
+    }
+
     /// Asks a worker to leave.
     ///
     /// # Errors

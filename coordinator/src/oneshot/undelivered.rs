@@ -165,6 +165,7 @@ mod tests {
                 quorum: None,
             },
             seed: 7,
+            is_paused: false,
             outcome,
             message: String::new(),
             members: Vec::new(),

@@ -115,6 +115,18 @@ impl Runs {
         Ok(self.shown(self.driver.run_view(&run).await?).await)
     }
 
+    async fn pause_run(&self, selector: String) -> Result<v1::Run, ServiceError> {
+        let run = self.find(selector).await?;
+        self.driver.pause(run.clone()).await?;
+        Ok(self.shown(self.driver.run_view(&run).await?).await)
+    }
+
+    async fn resume_run(&self, selector: String) -> Result<v1::Run, ServiceError> {
+        let run = self.find(selector).await?;
+        self.driver.resume(run.clone()).await?;
+        Ok(self.shown(self.driver.run_view(&run).await?).await)
+    }
+
     async fn report_of(&self, request: v1::ReportRequest) -> Result<v1::ReportResponse, ServiceError> {
         let view = self.view(request.run).await?;
         let Results { report, misclassified_png, checkpoints, predictions } =
@@ -230,6 +242,16 @@ impl RunService for Runs {
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Result<Response<v1::CancelResponse>, Status> {
         let run = self.cancel_run(request.into_inner()).await?;
         Ok(Response::new(v1::CancelResponse { run: Some(run) }))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseResponse>, Status> {
+        let run = self.pause_run(request.into_inner().run).await?;
+        Ok(Response::new(v1::PauseResponse { run: Some(run) }))
+    }
+
+    async fn resume(&self, request: Request<v1::ResumeRequest>) -> Result<Response<v1::ResumeResponse>, Status> {
+        let run = self.resume_run(request.into_inner().run).await?;
+        Ok(Response::new(v1::ResumeResponse { run: Some(run) }))
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportResponse>, Status> {

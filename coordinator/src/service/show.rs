@@ -23,6 +23,7 @@ pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
         lost_steps: loss.steps,
         repeated_steps: view.repeated_steps(),
         quorum: view.request.needed(),
+        is_paused: view.is_paused,
         run_id: view.id.as_str().to_owned(),
         status: status.into(),
         recipe_name: view.request.recipe.name,
@@ -99,9 +100,11 @@ fn attempt(view: &AttemptView) -> v1::Attempt {
 fn waiting(waiting: &Waiting) -> String {
     match waiting {
         Waiting::Busy => String::new(),
-        Waiting::NoWorker | Waiting::Silent { .. } | Waiting::Quarantined { .. } | Waiting::Refused { .. } => {
-            waiting.to_string()
-        }
+        Waiting::Paused
+        | Waiting::NoWorker
+        | Waiting::Silent { .. }
+        | Waiting::Quarantined { .. }
+        | Waiting::Refused { .. } => waiting.to_string(),
     }
 }
 
@@ -183,6 +186,7 @@ pub fn stop(stop: Stop) -> v1::Stop {
         StopReason::RunCancelled => v1::StopReason::RunCancelled,
         StopReason::RunFailed => v1::StopReason::RunFailed,
         StopReason::MemberFailed => v1::StopReason::MemberFailed,
+        StopReason::RunPaused => v1::StopReason::RunPaused,
         StopReason::Unknown => v1::StopReason::Unknown,
     };
     v1::Stop { attempt_id: stop.attempt.as_str().to_owned(), reason: reason.into() }

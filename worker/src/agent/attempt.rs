@@ -41,8 +41,8 @@ use crate::{
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a leaving worker tries to give an attempt back; kept free at the end of the time that it has.
 const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a training that stands still may take to write a snapshot all the same.
-const STALLED_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a training that is paused, or that stands still, may take to write a last snapshot.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Times that a coordinator may ask for the same blobs again before it counts as broken.
 const COMMIT_ROUNDS_MAX: u32 = 5;
 
@@ -76,13 +76,22 @@ pub struct Context {
 pub enum Order {
     /// Go on.
     GoOn,
-    /// The worker leaves: end the training, hand over what it has, and give the attempt back.
-    GiveBack {
-        /// When that must be done.
-        by: Instant,
-    },
+    /// End the training, hand over what it has, and give the attempt back.
+    GiveBack(Cause),
     /// Nobody wants the result: end at once, say nothing.
     Forget,
+}
+
+/// Why an attempt is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The worker leaves.
+    Leaving {
+        /// When the attempt must be given back.
+        by: Instant,
+    },
+    /// The run is paused; the worker stays.
+    Paused,
 }
 
 /// One attempt of this worker.
@@ -100,7 +109,7 @@ pub struct Attempt {
 /// Why an attempt did not come to its commit.
 enum Ended {
     Forgotten,
-    GivenBack { by: Instant },
+    GivenBack(Cause),
     Failed(Failure),
 }
 
@@ -123,7 +132,7 @@ impl Attempt {
         match self.work(assignment).await {
             Ok(()) => {}
             Err(Ended::Forgotten) => tracing::info!("stopped and forgotten"),
-            Err(Ended::GivenBack { .. }) => self.give_back().await,
+            Err(Ended::GivenBack(cause)) => self.give_back(cause).await,
             Err(Ended::Failed(failure)) => {
                 tracing::warn!("failed ({:?}): {}", failure.kind, failure.message);
                 let mut orders = self.orders.clone();
@@ -220,9 +229,14 @@ impl Attempt {
                 () = outbox.empty_before_failure() => return,
             },
             Ended::Forgotten => return,
-            Ended::GivenBack { by } => Ended::GivenBack { by: *by },
+            Ended::GivenBack(Cause::Paused) => tokio::select! {
+                biased;
+                ended = ordered_beyond_pause(&mut orders) => ended,
+                () = outbox.empty_before_failure() => return,
+            },
+            Ended::GivenBack(cause @ Cause::Leaving { .. }) => Ended::GivenBack(*cause),
         };
-        if let Ended::GivenBack { by } = ended {
+        if let Ended::GivenBack(Cause::Leaving { by }) = ended {
             outbox.empty_within(hand_over_time(by)).await;
         }
     }
@@ -303,8 +317,11 @@ impl Attempt {
         }
     }
 
-    async fn give_back(&self) {
-        let failure = Failure::new(FailureKind::Drained, "the worker was asked to leave");
+    async fn give_back(&self, cause: Cause) {
+        let failure = match cause {
+            Cause::Leaving { .. } => Failure::new(FailureKind::Drained, "the worker was asked to leave"),
+            Cause::Paused => Failure::new(FailureKind::Paused, "the run is paused"),
+        };
         // Without a coordinator there is nobody to tell; it finds out by the lease.
         if !self.context.link.borrow().is_up() {
             tracing::warn!("given up: the coordinator cannot be told");
@@ -361,8 +378,9 @@ impl Ended {
     /// it can be sent in the other half.
     fn snapshot_patience(&self) -> Option<Duration> {
         match self {
-            Self::GivenBack { by } => Some(hand_over_time(*by) / 2),
-            Self::Failed(failure) if failure.kind == FailureKind::Stalled => Some(STALLED_SNAPSHOT_TIMEOUT),
+            Self::GivenBack(Cause::Leaving { by }) => Some(hand_over_time(*by) / 2),
+            Self::GivenBack(Cause::Paused) => Some(SNAPSHOT_TIMEOUT),
+            Self::Failed(failure) if failure.kind == FailureKind::Stalled => Some(SNAPSHOT_TIMEOUT),
             Self::Failed(_) | Self::Forgotten => None,
         }
     }
@@ -376,20 +394,29 @@ fn hand_over_time(by: Instant) -> Duration {
 /// Waits for an order to end.
 async fn ordered(orders: &mut watch::Receiver<Order>) -> Ended {
     match orders.wait_for(|order| *order != Order::GoOn).await.as_deref() {
-        Ok(Order::GiveBack { by }) => Ended::GivenBack { by: *by },
+        Ok(Order::GiveBack(cause)) => Ended::GivenBack(*cause),
         Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
     }
 }
 
-/// Waits for an order to end; one to give back has effect only when its time is over, unless there is no coordinator to take the
-/// result in the meantime.
+/// Waits for an order to end that a pause does not give.
+async fn ordered_beyond_pause(orders: &mut watch::Receiver<Order>) -> Ended {
+    let is_beyond = |order: &Order| !matches!(order, Order::GoOn | Order::GiveBack(Cause::Paused));
+    match orders.wait_for(is_beyond).await.as_deref() {
+        Ok(Order::GiveBack(cause)) => Ended::GivenBack(*cause),
+        Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
+    }
+}
+
+/// Waits for an order to end. A pause is none to whoever has a result to hand over, and one to leave has effect only when its time
+/// is over, unless there is no coordinator to take the result in the meantime.
 async fn ordered_with_grace(orders: &mut watch::Receiver<Order>, link: &watch::Receiver<Link>) -> Ended {
-    let first = ordered(orders).await;
-    let Ended::GivenBack { by } = first else { return first };
+    let first = ordered_beyond_pause(orders).await;
+    let Ended::GivenBack(Cause::Leaving { by }) = first else { return first };
     let mut link = link.clone();
     tokio::select! {
         _ = orders.wait_for(|order| *order == Order::Forget) => Ended::Forgotten,
-        _ = link.wait_for(|link| !link.is_up()) => Ended::GivenBack { by },
-        () = sleep(hand_over_time(by)) => Ended::GivenBack { by },
+        _ = link.wait_for(|link| !link.is_up()) => first,
+        () = sleep(hand_over_time(by)) => first,
     }
 }

@@ -38,7 +38,7 @@ use tracing::Instrument as _;
 
 pub use self::scratch::Living;
 use self::{
-    attempt::{Attempt, Context, Order},
+    attempt::{Attempt, Cause, Context, Order},
     backoff::Dice,
     board::{Board, Holding, Report},
     cache::Cache,
@@ -306,12 +306,26 @@ impl Agent {
             v1::StopReason::RunCancelled => "the run was cancelled",
             v1::StopReason::RunFailed => "the run has failed",
             v1::StopReason::MemberFailed => "the member has failed",
+            v1::StopReason::RunPaused => "the run is paused",
             v1::StopReason::Unknown => "the coordinator does not know the attempt",
             v1::StopReason::Unspecified => "the coordinator gives no reason",
         };
         if let Some(running) = self.attempts.get(&AttemptId::new(stop.attempt_id.as_str())) {
-            tracing::info!("stopping attempt {}: {why}", stop.attempt_id);
-            running.orders.send_replace(Order::Forget);
+            let order = match stop.reason() {
+                v1::StopReason::RunPaused => Order::GiveBack(Cause::Paused),
+                _ => Order::Forget,
+            };
+            // The order comes again until the coordinator has heard that it was followed, and one to leave is more urgent.
+            let is_new = running.orders.send_if_modified(|known| {
+                let is_news = *known == Order::GoOn || (order == Order::Forget && *known != order);
+                if is_news {
+                    *known = order;
+                }
+                is_news
+            });
+            if is_new {
+                tracing::info!("stopping attempt {}: {why}", stop.attempt_id);
+            }
         }
     }
 
@@ -328,11 +342,11 @@ impl Agent {
         let give_back = self.give_back_order();
         for running in self.attempts.values() {
             running.orders.send_if_modified(|order| {
-                let goes_on = *order == Order::GoOn;
-                if goes_on {
+                let is_news = matches!(order, Order::GoOn | Order::GiveBack(Cause::Paused));
+                if is_news {
                     *order = give_back;
                 }
-                goes_on
+                is_news
             });
         }
         self.publish();
@@ -340,7 +354,8 @@ impl Agent {
 
     /// Returns the order to give an attempt back by the time that this worker has to leave.
     fn give_back_order(&self) -> Order {
-        Order::GiveBack { by: self.leave_by.unwrap_or_else(|| Instant::now() + self.drain_timeout) }
+        let by = self.leave_by.unwrap_or_else(|| Instant::now() + self.drain_timeout);
+        Order::GiveBack(Cause::Leaving { by })
     }
 
     /// Says whether an attempt is held that nobody has ended.

@@ -48,6 +48,8 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         }
         Command::Reproduce { run, member } => runs::reproduce(draft, context, run, *member),
         Command::Cancel { run, reason } => runs::cancel(draft, run, reason),
+        Command::Pause { run } => runs::pause(draft, run),
+        Command::Resume { run } => runs::resume(draft, run),
         Command::Drain { worker } => sessions::drain(draft, worker),
         Command::Verified { attempt, outcome } => results::verified(draft, attempt, outcome),
         Command::Tick => tick::tick(draft, pulse, context),

@@ -37,7 +37,7 @@ pub(super) fn offer(
             break;
         }
         let member = run.member(index);
-        if !draft.is_free(&run.id, index) || !suits(state, pulse, context.now, member, worker) {
+        if run.is_paused || !draft.is_free(&run.id, index) || !suits(state, pulse, context.now, member, worker) {
             continue;
         }
         let handle = Handle { attempt_id: fresh_attempt_id(context), token: fresh_token(context) };

@@ -82,6 +82,8 @@ pub(super) fn fail(mut draft: Draft<'_>, handle: &Handle, kind: FailureKind, mes
             draft.push(Event::WorkerDraining { worker: worker.id.clone(), at: draft.at });
         }
         draft.end(attempt, AttemptStatus::Drained);
+    } else if kind == FailureKind::Paused {
+        draft.end(attempt, AttemptStatus::Drained);
     } else {
         let message = message.chars().take(MESSAGE_CHARS_MAX).collect();
         draft.end(attempt, AttemptStatus::Failed { kind, message });

@@ -9,7 +9,7 @@ use super::{
     super::{
         command::Submitted,
         event::{RunOutcome, RunRequest},
-        state::{MemberStatus, Run, State},
+        state::{AttemptStatus, MemberStatus, Run, State},
     },
     Beat, Context, Decision, Draft, Event, Refusal, Reply, fresh_run_id, fresh_seed,
 };
@@ -103,7 +103,48 @@ pub(super) fn cancel(mut draft: Draft<'_>, run: &RunId, reason: &str) -> Decisio
             draft.reply(Reply::Done)
         }
         Some(RunOutcome::Cancelled { .. }) => draft.reply(Reply::Done),
-        Some(RunOutcome::Completed {}) => draft.refuse(Refusal::RunEnded { run: run.clone(), ended: "completed" }),
-        Some(RunOutcome::Failed { .. }) => draft.refuse(Refusal::RunEnded { run: run.clone(), ended: "failed" }),
+        Some(outcome) => draft.refuse(ended(run, outcome)),
     }
+}
+
+/// Someone wants a run to rest. What its workers have not reported yet is taken back; what runs is stopped as they report it.
+pub(super) fn pause(mut draft: Draft<'_>, run: &RunId) -> Decision {
+    let state = draft.state;
+    let known = match going_on(state, run) {
+        Ok(known) if known.is_paused => return draft.reply(Reply::Done),
+        Ok(known) => known,
+        Err(refusal) => return draft.refuse(refusal),
+    };
+    for attempt in known.members.iter().flat_map(|member| state.attempts_of(member)) {
+        if attempt.status == AttemptStatus::Offered {
+            draft.end(attempt, AttemptStatus::Drained);
+        }
+    }
+    draft.push(Event::RunPaused { run: run.clone(), at: draft.at });
+    draft.reply(Reply::Done)
+}
+
+/// Someone wants a paused run to go on.
+pub(super) fn resume(mut draft: Draft<'_>, run: &RunId) -> Decision {
+    match going_on(draft.state, run) {
+        Ok(known) if !known.is_paused => {}
+        Ok(_) => draft.push(Event::RunResumed { run: run.clone(), at: draft.at }),
+        Err(refusal) => return draft.refuse(refusal),
+    }
+    draft.reply(Reply::Done)
+}
+
+/// Finds a run that has not ended.
+fn going_on<'a>(state: &'a State, run: &RunId) -> Result<&'a Run, Refusal> {
+    let known = state.runs.get(run).ok_or_else(|| Refusal::UnknownRun { run: run.to_string() })?;
+    known.end.as_ref().map_or(Ok(known), |end| Err(ended(run, &end.outcome)))
+}
+
+fn ended(run: &RunId, outcome: &RunOutcome) -> Refusal {
+    let ended = match outcome {
+        RunOutcome::Completed {} => "completed",
+        RunOutcome::Failed { .. } => "failed",
+        RunOutcome::Cancelled { .. } => "been cancelled",
+    };
+    Refusal::RunEnded { run: run.clone(), ended }
 }

@@ -6,7 +6,7 @@ use plurality_common::{attempt::Phase, id::AttemptId};
 
 use super::{
     super::{
-        command::{AttemptReport, Instruction, Stop, SyncReport},
+        command::{AttemptReport, Instruction, Stop, StopReason, SyncReport},
         event::WorkerEnd,
         pulse::Pulse,
         state::{Attempt, AttemptStatus, Worker},
@@ -52,11 +52,25 @@ pub(super) fn sync(
     }
     for (id, one) in &reports {
         match standing(state, &one.handle) {
-            Standing::GoOn(attempt) if occasion == Occasion::Heartbeat => take_in(&mut draft, attempt, one),
-            Standing::GoOn(_) | Standing::HandedOver => {}
+            Standing::GoOn(attempt) => {
+                if occasion == Occasion::Heartbeat {
+                    take_in(&mut draft, attempt, one);
+                }
+                // A training that is done is handed over all the same.
+                if state.run(&attempt.run).is_paused && one.progress.phase != Phase::Uploading {
+                    let reason = StopReason::RunPaused;
+                    instructions.push(Instruction::Stop(Stop { attempt: (*id).clone(), reason }));
+                }
+            }
+            Standing::HandedOver => {}
             Standing::Stop(reason) => {
                 instructions.push(Instruction::Stop(Stop { attempt: (*id).clone(), reason }));
             }
+        }
+    }
+    if occasion == Occasion::Heartbeat {
+        for attempt in stopped_unsaid(&draft, worker, &reports) {
+            draft.end(attempt, AttemptStatus::Drained);
         }
     }
     if report.is_leaving && !worker.is_draining {
@@ -98,6 +112,19 @@ fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
     }
     snapshots::take_in(draft, attempt, report);
     draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
+}
+
+/// Returns what the worker trained of paused runs and holds no more: given back, though that was not said or not heard. A worker
+/// that is older than pauses stops what it is told to and says nothing.
+fn stopped_unsaid<'a>(
+    draft: &Draft<'a>,
+    worker: &Worker,
+    reports: &BTreeMap<&AttemptId, &AttemptReport>,
+) -> Vec<&'a Attempt> {
+    let state = draft.state;
+    let attempts = worker.open_attempts.iter().map(|id| state.attempt(id));
+    let paused = attempts.filter(|attempt| state.run(&attempt.run).is_paused && !reports.contains_key(&attempt.id));
+    paused.filter(|attempt| *draft.status(attempt) == AttemptStatus::Running).collect()
 }
 
 /// Returns what the worker was given and does not know of.

@@ -15,25 +15,27 @@ fn kind(event: &Event) -> usize {
         Event::WorkerReleased { .. } => 3,
         Event::WorkerClosed { .. } => 4,
         Event::RunSubmitted { .. } => 5,
-        Event::AttemptOffered { .. } => 6,
-        Event::AttemptStarted { .. } => 7,
-        Event::AttemptClassified { .. } => 8,
-        Event::AttemptResumed { .. } => 9,
-        Event::AttemptSnapshotted { .. } => 10,
-        Event::SnapshotRefused { .. } => 11,
-        Event::AttemptTrained { .. } => 12,
-        Event::AttemptUploading { .. } => 13,
-        Event::AttemptSuspected { .. } => 14,
-        Event::AttemptReturned { .. } => 15,
-        Event::AttemptLost { .. } => 16,
-        Event::AttemptFailed { .. } => 17,
-        Event::AttemptDrained { .. } => 18,
-        Event::AttemptSuperseded { .. } => 19,
-        Event::ResultReceived { .. } => 20,
-        Event::ResultRejected { .. } => 21,
-        Event::MemberCommitted { .. } => 22,
-        Event::MemberFailed { .. } => 23,
-        Event::RunFinished { .. } => 24,
+        Event::RunPaused { .. } => 6,
+        Event::RunResumed { .. } => 7,
+        Event::AttemptOffered { .. } => 8,
+        Event::AttemptStarted { .. } => 9,
+        Event::AttemptClassified { .. } => 10,
+        Event::AttemptResumed { .. } => 11,
+        Event::AttemptSnapshotted { .. } => 12,
+        Event::SnapshotRefused { .. } => 13,
+        Event::AttemptTrained { .. } => 14,
+        Event::AttemptUploading { .. } => 15,
+        Event::AttemptSuspected { .. } => 16,
+        Event::AttemptReturned { .. } => 17,
+        Event::AttemptLost { .. } => 18,
+        Event::AttemptFailed { .. } => 19,
+        Event::AttemptDrained { .. } => 20,
+        Event::AttemptSuperseded { .. } => 21,
+        Event::ResultReceived { .. } => 22,
+        Event::ResultRejected { .. } => 23,
+        Event::MemberCommitted { .. } => 24,
+        Event::MemberFailed { .. } => 25,
+        Event::RunFinished { .. } => 26,
     }
 }
 
@@ -46,7 +48,7 @@ fn the_stored_format_is_what_it_was() {
         kinds.push(kind(&event));
     }
     kinds.dedup();
-    assert_eq!(kinds, (0..=24).collect::<Vec<_>>());
+    assert_eq!(kinds, (0..=26).collect::<Vec<_>>());
 }
 
 #[test]

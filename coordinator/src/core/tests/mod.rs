@@ -54,6 +54,8 @@ impl Stage {
         for event in &decision.events {
             if let Event::AttemptOffered { run, member, worker, .. } = event {
                 assert_may_be_offered(&before, run, *member);
+                let is_paused = before.state.runs.get(run).is_some_and(|run| run.is_paused);
+                assert!(!is_paused, "nothing of a paused run is given out");
                 assert_nobody_else_could(&before, self.now, run, *member, worker);
             }
             let text = serde_json::to_string(event).unwrap();

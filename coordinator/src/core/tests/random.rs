@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, RunRequest,
-        SyncReport, VerificationOutcome,
+        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, RunRequest, Stop,
+        StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Stage, class, class_of, registration, report, request, result, snapshot, verification,
 };
@@ -43,6 +43,8 @@ enum Action {
     Verify { is_accepted: bool },
     Pass { seconds: u64 },
     Cancel { which: usize },
+    Pause { which: usize },
+    Resume { which: usize },
     Drain { worker: usize },
     Leave { worker: usize },
     Die { worker: usize, is_seen: bool },
@@ -80,6 +82,8 @@ fn action() -> impl Strategy<Value = Action> {
         8 => prop_oneof![4 => 1..10_u64, 2 => 10..40_u64, 1 => 200..400_u64]
             .prop_map(|seconds| Action::Pass { seconds }),
         1 => (0..4_usize).prop_map(|which| Action::Cancel { which }),
+        1 => (0..4_usize).prop_map(|which| Action::Pause { which }),
+        2 => (0..4_usize).prop_map(|which| Action::Resume { which }),
         1 => worker.clone().prop_map(|worker| Action::Drain { worker }),
         1 => worker.clone().prop_map(|worker| Action::Leave { worker }),
         2 => (worker, any::<bool>()).prop_map(|(worker, is_seen)| Action::Die { worker, is_seen }),
@@ -168,6 +172,16 @@ impl Play {
                     self.say(Command::Cancel { run, reason: "as the test demands".to_owned() });
                 }
             }
+            Action::Pause { which } => {
+                if let Some(run) = self.stage.world.state.run_order.get(which).cloned() {
+                    self.say(Command::Pause { run });
+                }
+            }
+            Action::Resume { which } => {
+                if let Some(run) = self.stage.world.state.run_order.get(which).cloned() {
+                    self.say(Command::Resume { run });
+                }
+            }
             Action::Drain { worker } => {
                 if let Some(worker) = self.players[worker].session.clone() {
                     self.say(Command::Drain { worker });
@@ -226,6 +240,9 @@ impl Play {
         if is_lost {
             return;
         }
+        if let Some(Reply::Synced(instructions)) = &reply {
+            self.give_back_paused(worker, instructions);
+        }
         let player = &mut self.players[worker];
         match reply {
             Some(Reply::Synced(instructions)) => {
@@ -245,6 +262,16 @@ impl Play {
                 assert!(player.held.len() <= slots, "a worker is never given more members than it has slots");
             }
             _ => player.session = None,
+        }
+    }
+
+    /// Gives back what is to rest. The third worker is older than pauses: it stops and says nothing.
+    fn give_back_paused(&mut self, worker: usize, instructions: &[Instruction]) {
+        for instruction in instructions {
+            let Instruction::Stop(Stop { attempt, reason: StopReason::RunPaused }) = instruction else { continue };
+            if let (Some(handle), true) = (self.players[worker].held.get(attempt).cloned(), worker % WORKERS != 2) {
+                self.say(Command::Fail { handle, kind: FailureKind::Paused, message: String::new() });
+            }
         }
     }
 
@@ -321,6 +348,9 @@ impl Play {
     /// Lets honest workers go on without faults, a new one among them, until every run has ended.
     fn finish(&mut self) {
         self.players.push(Player::default());
+        for run in self.stage.world.state.run_order.clone() {
+            self.say(Command::Resume { run });
+        }
         for _ in 0..ROUNDS_MAX {
             if !self.has_open_run() {
                 return;

@@ -12,7 +12,7 @@
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
 //! commit a1 [checkpoint=NAME] [nan] [forged]               fail a1 kind [forged] [message]
 //! accept a1          reject a1 reason
-//! cancel r1          drain w1          crash w1          leave w1
+//! cancel r1          pause r1           resume r1          drain w1          crash w1          leave w1
 //! wait N             restart           sleep N (the coordinator itself stands still)
 //! show r1            workers           verifications      discarded
 //!
@@ -70,6 +70,9 @@ scripts! {
     a_worker_that_fails_three_members_is_in_quarantine,
     a_quarantine_of_all_workers_holds_nobody_up,
     a_quarantine_ends,
+    a_paused_run_rests_and_goes_on_from_its_snapshots,
+    a_worker_that_knows_no_pause_is_not_waited_for,
+    an_ended_run_is_not_paused,
     a_run_ends_once_its_quorum_is_out_of_reach,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
@@ -260,6 +263,8 @@ impl Player {
                 outcome: VerificationOutcome::Rejected { reason: arguments[1..].join(" ") },
             },
             "cancel" => Command::Cancel { run: self.run(arguments[0]), reason: "on request".to_owned() },
+            "pause" => Command::Pause { run: self.run(arguments[0]) },
+            "resume" => Command::Resume { run: self.run(arguments[0]) },
             "drain" => Command::Drain { worker: self.worker(arguments[0]) },
             "crash" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: true },
             "leave" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: false },
@@ -365,6 +370,7 @@ impl Player {
     fn show(&self, run: &RunId) -> Vec<String> {
         let view = self.stage.world.run_view(run, self.stage.now).unwrap();
         let outcome = match &view.outcome {
+            None if view.is_paused => "paused",
             None => "running",
             Some(RunOutcome::Completed {}) => "completed",
             Some(RunOutcome::Failed { .. }) => "failed",
