@@ -406,7 +406,7 @@ mod tests {
             assert_eq!(v1::FailureKind::from(ours), kind);
             kinds += 1;
         }
-        assert_eq!(kinds, 8);
+        assert_eq!(kinds, 10);
     }
 
     #[test]

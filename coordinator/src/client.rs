@@ -290,12 +290,12 @@ impl Client {
         Ok(workers.into_iter().map(Worker::try_from).collect::<Result<_, _>>()?)
     }
 
-    /// Asks a worker to end what it runs and leave.
+    /// Asks a worker to leave, once it has ended what it has in training if `finish`.
     ///
     /// # Errors
     /// When there is no such worker, or the coordinator cannot be asked.
-    pub async fn drain(&mut self, worker: &str) -> Result<Worker, ClientError> {
-        let request = v1::DrainRequest { worker: worker.to_owned() };
+    pub async fn drain(&mut self, worker: &str, finish: bool) -> Result<Worker, ClientError> {
+        let request = v1::DrainRequest { worker: worker.to_owned(), finish };
         Ok(wire::required("worker", self.runs.drain(request).await?.into_inner().worker)?)
     }
 

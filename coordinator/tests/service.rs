@@ -558,7 +558,7 @@ async fn runs_are_found_by_beginning_and_cancelled() {
 async fn a_drained_worker_is_told_to_leave() {
     let house = House::open().await;
     let mut worker = FakeWorker::connect(&house).await;
-    let drained = house.client().await.drain("fake").await.unwrap();
+    let drained = house.client().await.drain("fake", true).await.unwrap();
     assert_eq!(drained.worker_id, worker.worker_id);
     let instructions = worker.sync(1).await.unwrap();
     assert!(matches!(instructions[0].kind, Some(Kind::Drain(_))), "{instructions:?}");

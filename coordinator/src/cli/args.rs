@@ -340,11 +340,14 @@ pub enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Asks a worker to end what it runs and leave
+    /// Asks a worker to hand over a snapshot of what it has in training, and to leave
     Drain {
         /// A worker's id, an unambiguous beginning of it, or its name
         #[arg(value_name = "WORKER")]
         worker: String,
+        /// Lets members that are in training end first
+        #[arg(long)]
+        finish: bool,
         /// How to reach the coordinator.
         #[command(flatten)]
         client: ClientArgs,

@@ -80,9 +80,9 @@ pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> R
             let workers = client.workers().await?;
             answer(output, &workers, || tables::workers(&workers))
         }
-        Command::Drain { worker, client } => {
+        Command::Drain { worker, finish, client } => {
             let (mut client, output) = connect(file, &client).await?;
-            let worker = client.drain(&worker).await?;
+            let worker = client.drain(&worker, finish).await?;
             answer(output, &worker, || {
                 format!("worker {} ({}) is {}", worker.worker_id, worker.name, worker.status.word())
             })

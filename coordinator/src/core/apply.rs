@@ -25,7 +25,10 @@ impl State {
                 self.workers_by_instance.insert(instance.clone(), worker.clone());
                 self.open_session(worker, instance, profile, *at);
             }
-            Event::WorkerDraining { worker, .. } => self.worker_mut(worker).is_draining = true,
+            Event::WorkerDraining { worker, finish, .. } => {
+                let worker = self.worker_mut(worker);
+                (worker.is_draining, worker.leaves_now) = (true, worker.leaves_now || !finish);
+            }
             Event::WorkerQuarantined { worker, reason, .. } => {
                 self.worker_mut(worker).quarantine = Some(reason.clone());
             }
@@ -111,6 +114,7 @@ impl State {
             registered_at: at,
             end: None,
             is_draining: false,
+            leaves_now: false,
             quarantine: None,
             open_attempts: Default::default(),
             members_committed: 0,
@@ -118,7 +122,7 @@ impl State {
         session.profile = profile.clone();
         // Whoever left and comes back has changed its mind; whoever was only silent is still draining.
         if session.end == Some(WorkerEnd::Left) {
-            session.is_draining = false;
+            (session.is_draining, session.leaves_now) = (false, false);
         }
         session.end = None;
     }

@@ -86,6 +86,8 @@ pub enum Command {
     Drain {
         /// The worker.
         worker: WorkerId,
+        /// It may end what it has in training first.
+        finish: bool,
     },
     /// The coordinator has judged a result. Answered by [`Reply::Done`]; a verdict nobody waits for changes nothing.
     Verified {
@@ -198,8 +200,11 @@ pub enum Instruction {
     Start(Box<Start>),
     /// Stop an attempt.
     Stop(Stop),
-    /// Take no new work, end what runs, leave.
-    Drain,
+    /// Take no new work and leave.
+    Drain {
+        /// End what is in training first; else hand a snapshot of it over and give it back.
+        finish: bool,
+    },
 }
 
 /// One member to train.

@@ -72,6 +72,15 @@ impl RunRequest {
     }
 }
 
+fn finishing() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_finishing(finish: &bool) -> bool {
+    *finish
+}
+
 fn zeroth() -> MemberIndex {
     MemberIndex(0)
 }
@@ -181,10 +190,13 @@ pub enum Event {
         /// When.
         at: WallTime,
     },
-    /// A worker gets no new work from now on.
+    /// A worker gets no new work from now on, and leaves. May come a second time, to hurry one that finishes.
     WorkerDraining {
         /// The worker.
         worker: WorkerId,
+        /// It ends what it has in training first; always so before version 3.
+        #[serde(default = "finishing", skip_serializing_if = "is_finishing")]
+        finish: bool,
         /// When.
         at: WallTime,
     },

@@ -204,6 +204,8 @@ pub(super) struct Worker {
     /// None while the session is open.
     pub end: Option<WorkerEnd>,
     pub is_draining: bool,
+    /// It is to give back what it has in training; only if it is draining.
+    pub leaves_now: bool,
     /// Why it is in quarantine; absent if it is not.
     pub quarantine: Option<String>,
     /// Attempts given to it for which [`AttemptStatus::is_open`] holds.

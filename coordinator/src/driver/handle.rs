@@ -195,13 +195,13 @@ impl Handle {
         self.done(Command::Resume { run }).await
     }
 
-    /// Asks a worker to leave.
+    /// Asks a worker to leave, once it has ended what it has in training if `finish`.
     ///
     /// # Errors
     ///
     /// As [`Handle::call`].
-    pub async fn drain(&self, worker: WorkerId) -> Result<(), DriverError> {
-        self.done(Command::Drain { worker }).await
+    pub async fn drain(&self, worker: WorkerId, finish: bool) -> Result<(), DriverError> {
+        self.done(Command::Drain { worker, finish }).await
     }
 
     /// Reports the coordinator's judgement of a result.

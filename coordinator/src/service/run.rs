@@ -142,7 +142,7 @@ impl Runs {
 
     async fn drain_worker(&self, request: v1::DrainRequest) -> Result<v1::Worker, ServiceError> {
         let worker = self.driver.find_worker(wire::text("worker", request.worker, ID_BYTES_MAX)?).await?;
-        self.driver.drain(worker.clone()).await?;
+        self.driver.drain(worker.clone(), request.finish).await?;
         Ok(show::worker(self.driver.worker_view(&worker).await?))
     }
 }

@@ -161,7 +161,7 @@ pub fn instruction(instruction: Instruction) -> v1::Instruction {
     let kind = match instruction {
         Instruction::Start(start) => v1::instruction::Kind::Start(self::start(*start)),
         Instruction::Stop(stop) => v1::instruction::Kind::Stop(self::stop(stop)),
-        Instruction::Drain => v1::instruction::Kind::Drain(v1::Drain { finish: true }),
+        Instruction::Drain { finish } => v1::instruction::Kind::Drain(v1::Drain { finish }),
     };
     v1::Instruction { kind: Some(kind) }
 }

@@ -10,7 +10,7 @@ use super::{EventStore, SqliteStore, StoreError};
 use crate::core::{Event, RunOutcome, WallTime};
 
 fn event(number: i64) -> Event {
-    Event::WorkerDraining { worker: WorkerId::new(format!("worker {number}")), at: WallTime(number) }
+    Event::WorkerDraining { worker: WorkerId::new(format!("worker {number}")), finish: true, at: WallTime(number) }
 }
 
 fn events(numbers: std::ops::Range<i64>) -> Vec<Event> {

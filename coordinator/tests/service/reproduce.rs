@@ -119,7 +119,7 @@ async fn without_a_worker_it_waits_and_says_for_what() {
     worker.do_one().await;
     let mut client = house.client().await;
     House::last_completed(&mut client).await;
-    client.drain("fake").await.unwrap();
+    client.drain("fake", true).await.unwrap();
     worker.leave().await;
 
     let mut child = coordinator(&house, &["reproduce", "last", "0"]).spawn().unwrap();

@@ -50,7 +50,7 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         Command::Cancel { run, reason } => runs::cancel(draft, run, reason),
         Command::Pause { run } => runs::pause(draft, run),
         Command::Resume { run } => runs::resume(draft, run),
-        Command::Drain { worker } => sessions::drain(draft, worker),
+        Command::Drain { worker, finish } => sessions::drain(draft, worker, *finish),
         Command::Verified { attempt, outcome } => results::verified(draft, attempt, outcome),
         Command::Tick => tick::tick(draft, pulse, context),
         Command::WorkerLeft { worker, is_crash } => sessions::worker_left(draft, worker, *is_crash),

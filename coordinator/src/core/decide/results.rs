@@ -79,7 +79,7 @@ pub(super) fn fail(mut draft: Draft<'_>, handle: &Handle, kind: FailureKind, mes
         // Else it would be given the same member again at once.
         let worker = state.worker(&attempt.worker);
         if worker.end.is_none() && !worker.is_draining {
-            draft.push(Event::WorkerDraining { worker: worker.id.clone(), at: draft.at });
+            draft.push(Event::WorkerDraining { worker: worker.id.clone(), finish: true, at: draft.at });
         }
         draft.end(attempt, AttemptStatus::Drained);
     } else if kind == FailureKind::Paused {

@@ -44,12 +44,12 @@ pub(super) fn register(mut draft: Draft<'_>, context: &mut Context<'_>, registra
 }
 
 /// Someone wants a worker to leave.
-pub(super) fn drain(mut draft: Draft<'_>, worker: &WorkerId) -> Decision {
+pub(super) fn drain(mut draft: Draft<'_>, worker: &WorkerId, finish: bool) -> Decision {
     let Some(known) = draft.state.workers.get(worker) else {
         return draft.refuse(Refusal::UnknownWorker { worker: worker.to_string() });
     };
-    if known.end.is_none() && !known.is_draining {
-        draft.push(Event::WorkerDraining { worker: worker.clone(), at: draft.at });
+    if known.end.is_none() && (!known.is_draining || !finish && !known.leaves_now) {
+        draft.push(Event::WorkerDraining { worker: worker.clone(), finish, at: draft.at });
     }
     draft.reply(Reply::Done)
 }

@@ -74,7 +74,7 @@ pub(super) fn sync(
         }
     }
     if report.is_leaving && !worker.is_draining {
-        draft.push(Event::WorkerDraining { worker: worker.id.clone(), at: draft.at });
+        draft.push(Event::WorkerDraining { worker: worker.id.clone(), finish: true, at: draft.at });
     }
     let unreported = offered_but_unreported(&draft, worker, &reports);
     if worker.is_draining || report.is_leaving {
@@ -89,8 +89,9 @@ pub(super) fn sync(
         free_slots = free_slots.saturating_sub(unreported.len()).min(unused_slots(&draft, worker));
         instructions.extend(offer(&mut draft, pulse, context, worker, free_slots));
     }
-    if worker.is_draining && !report.is_leaving {
-        instructions.push(Instruction::Drain);
+    // One that leaves once it has finished may be asked to hurry.
+    if worker.is_draining && (!report.is_leaving || worker.leaves_now && !report.attempts.is_empty()) {
+        instructions.push(Instruction::Drain { finish: !worker.leaves_now });
     }
     if report.is_leaving && has_nothing {
         draft.close_session(worker, WorkerEnd::Left);

@@ -45,7 +45,7 @@ enum Action {
     Cancel { which: usize },
     Pause { which: usize },
     Resume { which: usize },
-    Drain { worker: usize },
+    Drain { worker: usize, finish: bool },
     Leave { worker: usize },
     Die { worker: usize, is_seen: bool },
     Restart,
@@ -84,7 +84,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..4_usize).prop_map(|which| Action::Cancel { which }),
         1 => (0..4_usize).prop_map(|which| Action::Pause { which }),
         2 => (0..4_usize).prop_map(|which| Action::Resume { which }),
-        1 => worker.clone().prop_map(|worker| Action::Drain { worker }),
+        1 => (worker.clone(), any::<bool>()).prop_map(|(worker, finish)| Action::Drain { worker, finish }),
         1 => worker.clone().prop_map(|worker| Action::Leave { worker }),
         2 => (worker, any::<bool>()).prop_map(|(worker, is_seen)| Action::Die { worker, is_seen }),
         2 => Just(Action::Restart),
@@ -182,9 +182,9 @@ impl Play {
                     self.say(Command::Resume { run });
                 }
             }
-            Action::Drain { worker } => {
+            Action::Drain { worker, finish } => {
                 if let Some(worker) = self.players[worker].session.clone() {
-                    self.say(Command::Drain { worker });
+                    self.say(Command::Drain { worker, finish });
                 }
             }
             Action::Leave { worker } => self.players[worker].is_leaving = true,
@@ -255,7 +255,7 @@ impl Play {
                         Instruction::Stop(stop) => {
                             player.held.remove(&stop.attempt);
                         }
-                        Instruction::Drain => player.is_leaving = true,
+                        Instruction::Drain { .. } => player.is_leaving = true,
                     }
                 }
                 let slots = SLOTS as usize;

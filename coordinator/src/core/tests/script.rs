@@ -265,7 +265,7 @@ impl Player {
             "cancel" => Command::Cancel { run: self.run(arguments[0]), reason: "on request".to_owned() },
             "pause" => Command::Pause { run: self.run(arguments[0]) },
             "resume" => Command::Resume { run: self.run(arguments[0]) },
-            "drain" => Command::Drain { worker: self.worker(arguments[0]) },
+            "drain" => Command::Drain { worker: self.worker(arguments[0]), finish: arguments.get(1) == Some(&"finish") },
             "crash" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: true },
             "leave" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: false },
             _ => panic!("unknown command {verb}"),
@@ -439,7 +439,8 @@ fn print_instruction(instruction: &Instruction) -> String {
             format!("-> start {} member {} of {}{resume}", start.handle.attempt_id, start.member, start.run)
         }
         Instruction::Stop(stop) => print_stop(&stop.attempt, stop.reason),
-        Instruction::Drain => "-> drain".to_owned(),
+        Instruction::Drain { finish: false } => "-> drain".to_owned(),
+        Instruction::Drain { finish: true } => "-> drain, finish".to_owned(),
     }
 }
 
