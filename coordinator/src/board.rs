@@ -312,6 +312,7 @@ mod tests {
             worker_name: "anna".to_owned(),
             device: "cpu".to_owned(),
             status: AttemptStatus::Won(Verification { test_correct: 2, test_total: 3, disagreements: 0, predictions }),
+            is_spare: false,
             progress: None,
             class: Some(class.clone()),
             resumed_step: 0,

@@ -28,7 +28,7 @@ pub fn attempts(members: &[Member]) -> String {
         table.add_row([
             name.clone(),
             attempt.worker_name.clone(),
-            attempt.status.word().to_owned(),
+            format!("{}{}", attempt.status.word(), if attempt.is_spare { " (spare)" } else { "" }),
             if attempt.resumed_step > 0 { format!("step {}", attempt.resumed_step) } else { String::new() },
             attempt.snapshot_step.map_or_else(String::new, |step| format!("step {step}")),
             if attempt.lost_steps > 0 { format!("{:.1} s", attempt.lost_training_seconds) } else { String::new() },
@@ -82,6 +82,7 @@ mod tests {
             snapshot_step: None,
             lost_training_seconds: 0.0,
             lost_steps: 0,
+            is_spare: false,
             notes: Vec::new(),
         }
     }

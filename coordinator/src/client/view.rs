@@ -449,6 +449,7 @@ mod tests {
                   "snapshot_step": null,
                   "lost_training_seconds": 0.0,
                   "lost_steps": 0,
+                  "is_spare": false,
                   "notes": []
                 }
               ]

@@ -40,8 +40,8 @@ impl State {
             Event::RunSubmitted { run, request, seed, at } => self.begin_run(run, request, *seed, *at),
             Event::RunPaused { run, .. } => self.run_mut(run).is_paused = true,
             Event::RunResumed { run, .. } => self.run_mut(run).is_paused = false,
-            Event::AttemptOffered { attempt, token, run, member, worker, at } => {
-                self.begin_attempt(attempt, token, (run, *member), worker, *at);
+            Event::AttemptOffered { attempt, token, run, member, worker, is_spare, at } => {
+                self.begin_attempt(attempt, token, (run, *member), (worker, *is_spare), *at);
             }
             Event::AttemptStarted { attempt, at } => {
                 self.attempt_mut(attempt).started_at = Some(*at);
@@ -149,7 +149,7 @@ impl State {
         id: &AttemptId,
         token: &Token,
         (run, member): (&RunId, MemberIndex),
-        worker: &WorkerId,
+        (worker, is_spare): (&WorkerId, bool),
         at: WallTime,
     ) {
         let attempt = Attempt {
@@ -159,6 +159,7 @@ impl State {
             member,
             worker: worker.clone(),
             status: AttemptStatus::Offered,
+            is_spare,
             was_suspected: false,
             class: None,
             resumed_step: 0,

@@ -18,7 +18,7 @@ pub const EVENTS_FORMAT: &str = "plurality-events/3";
 /// Older formats whose every event is also an event of [`EVENTS_FORMAT`]: what was added since may be absent.
 ///
 /// Version 2 adds snapshots, the class of a worker, and runs whose members do not begin at 0. Version 3 adds how far attempts
-/// were, runs that need not all of their members, quarantines and pauses.
+/// were, runs that need not all of their members, quarantines, pauses and spares.
 pub const OLDER_EVENTS_FORMATS: &[&str] = &["plurality-events/1", "plurality-events/2"];
 
 /// A recipe as a run names it: text that is never written again, so that its digest holds for ever.
@@ -262,6 +262,9 @@ pub enum Event {
         member: MemberIndex,
         /// The worker.
         worker: WorkerId,
+        /// It is a spare: another attempt of the member goes on beside it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_spare: bool,
         /// When.
         at: WallTime,
     },

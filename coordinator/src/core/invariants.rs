@@ -119,8 +119,10 @@ impl State {
         let won = attempts().filter(|attempt| matches!(attempt.status, AttemptStatus::Won(_))).count();
         let expected = usize::from(member.status == MemberStatus::Committed);
         expect(won == expected, &subject, "one attempt that won if committed, else none")?;
-        let first_tries = attempts().filter(|attempt| attempt.status.is_live() && !attempt.was_suspected);
-        expect(first_tries.count() <= 1, &subject, "at most one live attempt that was never suspected")?;
+        let first_tries = attempts().filter(|one| one.status.is_live() && !one.was_suspected && !one.is_spare);
+        expect(first_tries.count() <= 1, &subject, "at most one live attempt that was never suspected, spares apart")?;
+        let spares = attempts().filter(|attempt| attempt.status.is_open() && attempt.is_spare);
+        expect(spares.count() <= 1, &subject, "at most one open spare")?;
         if !member.status.is_open() {
             let ended = attempts().all(|attempt| !attempt.status.is_open());
             return expect(ended, &subject, "no open attempt once it has ended");

@@ -107,6 +107,7 @@ impl World {
             worker_name: profile.name.clone(),
             device: profile.device.clone(),
             status: attempt.status.clone(),
+            is_spare: attempt.is_spare,
             progress: self.pulse.attempts.get(&attempt.id).and_then(|pulse| pulse.progress.clone()),
             class: attempt.class.clone(),
             resumed_step: attempt.resumed_step,

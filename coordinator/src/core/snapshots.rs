@@ -29,8 +29,22 @@ impl State {
     /// Returns what a new attempt on `worker` may go on from, newest first: snapshots of other attempts of the member that
     /// were made on what the worker says it runs on. A worker that does not say gets none.
     pub(super) fn resumable(&self, member: &Member, worker: &WorkerId, attempt: &AttemptId) -> Vec<SnapshotRef> {
+        self.resumable_of(member, worker, |other| other.id != *attempt)
+    }
+
+    /// Returns what an attempt on `worker` that is still to be made may go on from, newest first.
+    pub(super) fn resumable_by(&self, member: &Member, worker: &WorkerId) -> Vec<SnapshotRef> {
+        self.resumable_of(member, worker, |_| true)
+    }
+
+    fn resumable_of(
+        &self,
+        member: &Member,
+        worker: &WorkerId,
+        is_other: impl Fn(&Attempt) -> bool,
+    ) -> Vec<SnapshotRef> {
         let Some(class) = &self.worker(worker).profile.class else { return Vec::new() };
-        let others = self.attempts_of(member).filter(|other| other.id != *attempt);
+        let others = self.attempts_of(member).filter(|other| is_other(other));
         let of_class = others.filter(|other| other.class.as_ref() == Some(class));
         let mut snapshots: Vec<SnapshotRef> = of_class.flat_map(|other| other.snapshots.iter().copied()).collect();
         snapshots.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.step, snapshot.blob.sha256)));

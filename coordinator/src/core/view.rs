@@ -109,6 +109,8 @@ pub struct AttemptView {
     pub device: String,
     /// Where it stands.
     pub status: AttemptStatus,
+    /// It was begun because another attempt of the member was slow.
+    pub is_spare: bool,
     /// Its last report; absent before the first, after the end, and after a restart until it reports again.
     pub progress: Option<Progress>,
     /// What it runs on, once known.

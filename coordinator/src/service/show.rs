@@ -93,6 +93,7 @@ fn attempt(view: &AttemptView) -> v1::Attempt {
         notes: view.notes.clone(),
         lost_training_seconds: view.loss.train_seconds,
         lost_steps: view.loss.steps,
+        is_spare: view.is_spare,
     }
 }
 

@@ -78,6 +78,8 @@ pub struct Attempt {
     pub lost_training_seconds: f64,
     /// Steps of the same.
     pub lost_steps: u64,
+    /// Whether it was begun because another attempt of the member was slow.
+    pub is_spare: bool,
     /// Snapshots that it could not go on from, one sentence each.
     pub notes: Vec<String>,
 }
@@ -110,6 +112,7 @@ impl TryFrom<v1::Attempt> for Attempt {
             snapshot_step: attempt.snapshot_step,
             lost_training_seconds: attempt.lost_training_seconds,
             lost_steps: attempt.lost_steps,
+            is_spare: attempt.is_spare,
             notes: attempt.notes,
         })
     }

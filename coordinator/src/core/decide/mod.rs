@@ -6,6 +6,7 @@ mod results;
 mod runs;
 mod sessions;
 mod snapshots;
+mod spare;
 mod standing;
 mod sync;
 mod tick;

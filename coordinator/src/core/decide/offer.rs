@@ -10,13 +10,15 @@ use super::{
         budget::{Tally, disfavours_worker, excludes_worker},
         command::{Instruction, Start},
         pulse::Pulse,
-        state::{AttemptStatus, Member, State, Worker},
+        state::{AttemptStatus, Member, Run, State, Worker},
         time::Moment,
     },
     Context, Draft, Event, fresh_attempt_id, fresh_token,
+    spare::{Straggler, straggler},
 };
 
-/// Gives a worker as many members as it has free slots: the run in focus first, then the oldest, lowest member first.
+/// Gives a worker as many members as it has free slots: the run in focus first, then the oldest, lowest member first. If no member
+/// waits, one that another worker trains too slowly.
 ///
 /// Whoever starts one run and watches it would else see it wait for a run that was interrupted long ago.
 pub(super) fn offer(
@@ -40,18 +42,37 @@ pub(super) fn offer(
         if run.is_paused || !draft.is_free(&run.id, index) || !suits(state, pulse, context.now, member, worker) {
             continue;
         }
-        let handle = Handle { attempt_id: fresh_attempt_id(context), token: fresh_token(context) };
-        draft.push(Event::AttemptOffered {
-            attempt: handle.attempt_id.clone(),
-            token: handle.token.clone(),
-            run: run.id.clone(),
-            member: index,
-            worker: worker.id.clone(),
-            at: draft.at,
-        });
-        instructions.push(start(state, &run.id, index, handle, &worker.id));
+        instructions.push(give(draft, context, run, index, worker, false));
+    }
+    if instructions.is_empty()
+        && free_slots > 0
+        && let Some(Straggler { run, member }) = straggler(draft, worker)
+    {
+        instructions.push(give(draft, context, run, member, worker, true));
     }
     instructions
+}
+
+/// Gives a member to a worker.
+fn give(
+    draft: &mut Draft<'_>,
+    context: &mut Context<'_>,
+    run: &Run,
+    member: MemberIndex,
+    worker: &Worker,
+    is_spare: bool,
+) -> Instruction {
+    let handle = Handle { attempt_id: fresh_attempt_id(context), token: fresh_token(context) };
+    draft.push(Event::AttemptOffered {
+        attempt: handle.attempt_id.clone(),
+        token: handle.token.clone(),
+        run: run.id.clone(),
+        member,
+        worker: worker.id.clone(),
+        is_spare,
+        at: draft.at,
+    });
+    start(draft.state, &run.id, member, handle, &worker.id)
 }
 
 /// Says whether `worker` is to have the queued `member` now.

@@ -226,7 +226,10 @@ impl Play {
             let class = class_of_worker(worker).or_else(|| Some(class()));
             let resumed_step = taken.map_or(0, |taken| taken.step);
             let step = resumed_step + u64::from(player.lives) + 2;
-            let progress = Progress { phase: Phase::Training, step, train_seconds: 1.5, ..Progress::default() };
+            // The first worker is slow, so that others begin spares.
+            let train_seconds = if worker == 0 { 300.0 } else { 30.0 };
+            let progress =
+                Progress { phase: Phase::Training, step, steps_total: 30, train_seconds, ..Progress::default() };
             AttemptReport { class, refused, resumed_step, ..report(handle, progress) }
         };
         let sync = SyncReport {

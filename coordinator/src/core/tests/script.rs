@@ -8,7 +8,7 @@
 //! ```text
 //! submit size=N [quorum=N] [first=N] [seed=S] [recipe=NAME] [continue]      reproduce r1 N
 //! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
-//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP] [step=N [seconds=N]]      poll w1 …
+//! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP] [step=N [of=N] [seconds=N]]      poll w1 …
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
 //! commit a1 [checkpoint=NAME] [nan] [forged]               fail a1 kind [forged] [message]
 //! accept a1          reject a1 reason
@@ -73,6 +73,8 @@ scripts! {
     a_paused_run_rests_and_goes_on_from_its_snapshots,
     a_worker_that_knows_no_pause_is_not_waited_for,
     an_ended_run_is_not_paused,
+    a_slow_member_gets_a_spare_that_will_win,
+    a_spare_is_not_begun_for_little,
     a_run_ends_once_its_quorum_is_out_of_reach,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
@@ -218,7 +220,8 @@ impl Player {
             "sync" | "poll" => {
                 let phase = if flag("uploading") { Phase::Uploading } else { Phase::Training };
                 let (step, train_seconds) = (number("step").unwrap_or(0).into(), number("seconds").unwrap_or(0).into());
-                let progress = Progress { phase, step, train_seconds, ..Progress::default() };
+                let steps_total = number("of").unwrap_or(0).into();
+                let progress = Progress { phase, step, steps_total, train_seconds, ..Progress::default() };
                 let refused: Vec<_> = number("refused").map(|step| refused_snapshot(step.into())).into_iter().collect();
                 let resumed_step = number("resumed").map_or(0, u64::from);
                 let reports = handles("hold").into_iter().map(|handle| report(handle, progress.clone()));
@@ -397,10 +400,11 @@ impl Player {
                     String::new()
                 };
                 let kept = attempt.snapshot_step.map(|step| format!(", snapshot of step {step}")).unwrap_or_default();
+                let spare = if attempt.is_spare { ", a spare" } else { "" };
                 let Loss { steps, train_seconds } = attempt.loss;
                 let lost =
                     if steps > 0 { format!(", lost {steps} steps, {train_seconds:.1} s") } else { String::new() };
-                lines.push(format!("  {} on {} {word}{resumed}{kept}{lost}", attempt.id, attempt.worker_name));
+                lines.push(format!("  {} on {} {word}{spare}{resumed}{kept}{lost}", attempt.id, attempt.worker_name));
                 lines.extend(attempt.notes.iter().map(|note| format!("    {note}")));
             }
         }
