@@ -50,7 +50,10 @@ struct Trainer {
 
 impl Trainer {
     fn start(line: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_worker-trainer"));
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_worker-trainer")), line)
+    }
+
+    fn start_as(mut command: Command, line: &str) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (mut input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         writeln!(input, "{line}").unwrap();
@@ -184,8 +187,41 @@ fn every_unusable_specification_says_what_is_wrong() {
         let wrong = with(&|spec| spec.device = device.to_owned());
         check_failure(&wrong, FailureKind::Incompatible, "expected `cpu` or `cuda:N`");
     }
+    let unannounced = with(&|spec| spec.device = "cuda:0".to_owned());
+    check_failure(&unannounced, FailureKind::Incompatible, "libtorch_cuda.so is not loaded");
     let format = with(&|spec| spec.format = "plurality-trainer/99".to_owned());
     check_failure(&format, FailureKind::Incompatible, "plurality-trainer/99");
+}
+
+/// A library that is none: the loader says so and goes on, so that the program can be watched being started again. A whole
+/// one takes a gigabyte, and a GPU to say more.
+#[test]
+fn a_gpu_starts_the_trainer_again_with_the_library_of_libtorch_as_it_is_set_now() {
+    let place = tempfile::tempdir().unwrap();
+    fs::create_dir(place.path().join("lib")).unwrap();
+    let library = place.path().join("lib/libtorch_cuda.so");
+    fs::write(&library, "no library").unwrap();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_worker-trainer"));
+        command.args(arguments).env("LIBTORCH", place.path());
+        command
+    };
+    let checked = command(&["--check", "--device", "cuda:0"]).output().unwrap();
+    assert_eq!((checked.status.code(), checked.stdout.len()), (Some(1), 0));
+    let log = String::from_utf8(checked.stderr).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    let [first, loaders, last] = lines[..] else { panic!("{log}") };
+    assert_eq!(first, format!("CUDA: starting again with {}", library.canonicalize().unwrap().display()));
+    assert!(loaders.contains("LD_PRELOAD cannot be preloaded"), "{loaders}");
+    assert!(last.starts_with("error: libtorch_cuda.so was found, but the loader did not take it"), "{last}");
+
+    // The specification waits on standard input until then.
+    let mut spec = spec(place.path());
+    spec.device = "cuda:0".to_owned();
+    let trainer = Trainer::start_as(command(&["--device", &spec.device]), &serde_json::to_string(&spec).unwrap());
+    let TrainerEvent::Failed { kind, message } = trainer.last() else { panic!("did not fail") };
+    assert_eq!(kind, FailureKind::Incompatible);
+    assert!(message.contains("did not take it"), "{message}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tch::Device;
 use super::gpu;
 
 /// The version that tch 0.24 demands when it is built.
-const LIBTORCH_VERSION: &str = "2.11.0";
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 /// Raised with every change of this trainer that changes a checkpoint's bytes.
 const TRAINER_REVISION: u32 = 2;
 /// Environment variables that change which arithmetic LibTorch, MKL and oneDNN choose, in the order of the class.

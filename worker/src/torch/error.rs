@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use plurality_common::{attempt::FailureKind, idx::IdxError, recipe::shape::ShapeError, snapshot::SnapshotError};
 
+use super::class::LIBTORCH_VERSION;
+
 /// Why a training ended without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -21,13 +23,49 @@ pub enum TrainError {
         /// What this trainer speaks.
         known: &'static str,
     },
-    /// The device is not one that this process can use.
-    #[error("device `{found}` cannot be used: {reason}")]
+    /// The device is none that this program knows.
+    #[error("device is `{found}`, expected `cpu` or `cuda:N`")]
     Device {
-        /// What the specification asks for.
+        /// What was asked for.
         found: String,
-        /// What was looked for and not found.
-        reason: &'static str,
+    },
+    /// LibTorch's CUDA library is in none of the folders where it may be.
+    #[error(
+        "libtorch_cuda.so was not found: install the full PyTorch {LIBTORCH_VERSION} wheel, which has CUDA, and set LIBTORCH to \
+         its folder, the one that holds lib/; looked in {}",
+        listed(folders)
+    )]
+    NoCudaLibrary {
+        /// Where it was looked for, in order.
+        folders: Vec<PathBuf>,
+    },
+    /// LibTorch's CUDA library would not fit this program.
+    #[error("libtorch_cuda.so in {} is of LibTorch {found}, this trainer needs {LIBTORCH_VERSION}", folder.display())]
+    CudaVersion {
+        /// Where it is.
+        folder: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// This program could not be started with LibTorch's CUDA library.
+    #[error("failed to start again with libtorch_cuda.so")]
+    StartAgain(#[source] io::Error),
+    /// The dynamic loader passed over LibTorch's CUDA library.
+    #[error("libtorch_cuda.so was found, but the loader did not take it; what it says is above")]
+    CudaRefused,
+    /// A GPU is asked for in a process that began without LibTorch's CUDA library.
+    #[error("libtorch_cuda.so is not loaded: the trainer loads it where it begins, if `--device` asks for it")]
+    CudaNotLoaded,
+    /// There is CUDA, but nothing that it can compute on.
+    #[error("LibTorch has CUDA, but finds no GPU: is NVIDIA's driver installed, new enough, and visible here?")]
+    NoGpu,
+    /// There are fewer GPUs.
+    #[error("there is no GPU {number}: CUDA finds {count}, counted from 0")]
+    GpuNumber {
+        /// Which one was asked for.
+        number: usize,
+        /// How many there are.
+        count: usize,
     },
     /// The engine that was asked for does not know the network.
     #[error("the fused engine does not know this network")]
@@ -135,6 +173,10 @@ pub enum TrainError {
     Predictions(#[from] plurality_common::predictions::PredictionsError),
 }
 
+fn listed(folders: &[PathBuf]) -> String {
+    folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 fn last_finite_text(loss: Option<f64>) -> String {
     loss.map_or_else(|| "no loss before was reported".to_owned(), |loss| format!("the last finite loss was {loss}"))
 }
@@ -148,6 +190,11 @@ impl TrainError {
             | Self::SpecificationMissing(_)
             | Self::Format { .. }
             | Self::Device { .. }
+            | Self::CudaVersion { .. }
+            | Self::CudaRefused
+            | Self::CudaNotLoaded
+            | Self::NoGpu
+            | Self::GpuNumber { .. }
             | Self::Multiplication { .. }
             | Self::Arithmetic { .. }
             | Self::NoRecipe { .. }
@@ -155,6 +202,7 @@ impl TrainError {
             | Self::Recipe(_)
             | Self::Engine
             | Self::Shape(_) => FailureKind::Incompatible,
+            Self::NoCudaLibrary { .. } | Self::StartAgain(_) => FailureKind::Startup,
             Self::DatasetFile { .. } | Self::Dataset(_) | Self::DatasetSize { .. } => FailureKind::Dataset,
             Self::Output { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::DiskFull,
             Self::Output { .. }

@@ -10,6 +10,7 @@ mod bench;
 mod class;
 mod clock;
 mod course;
+mod cuda;
 mod data;
 mod distort;
 mod dropout;
@@ -37,7 +38,7 @@ use std::{panic, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use plurality_common::trainer::{TrainerEvent, TrainerSpec};
-use tch::{Cuda, Device};
+use tch::Device;
 
 use engine::EngineChoice;
 use error::TrainError;
@@ -73,7 +74,7 @@ struct Arguments {
     /// Folder of the four IDX files for --bench.
     #[arg(long, default_value = "data/mnist")]
     data: PathBuf,
-    /// Device of --check, --bench and --bench-product.
+    /// Device, `cpu` or `cuda:N`; that of the specification, if there is one, must be of the same kind.
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Which engine --bench measures.
@@ -93,7 +94,11 @@ fn main() -> ExitCode {
     } else if let Some(recipe) = &arguments.bench {
         measure(recipe, &arguments)
     } else {
-        let event = last_event(|| pipe::receive().and_then(run));
+        let event = last_event(|| {
+            // Before anything is read: this process is another one afterwards.
+            cuda::load(cuda::parse(&arguments.device)?)?;
+            pipe::receive().and_then(run)
+        });
         pipe::send(&event);
         return if matches!(event, TrainerEvent::Finished { .. }) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     };
@@ -108,8 +113,7 @@ fn main() -> ExitCode {
 
 /// Prints the determinism class, after LibTorch was loaded and has computed something right.
 fn check(arguments: &Arguments) -> Result<(), TrainError> {
-    set_threads(arguments.threads);
-    let device = device(&arguments.device)?;
+    let device = prepare(&arguments.device, arguments.threads)?;
     arithmetic::verify(device)?;
     let class = class::determinism_class(device, arguments.threads);
     println!("{}", serde_json::to_string(&class).expect("a class holds only text and numbers, which JSON can say"));
@@ -117,49 +121,37 @@ fn check(arguments: &Arguments) -> Result<(), TrainError> {
 }
 
 fn measure(recipe: &str, arguments: &Arguments) -> Result<(), TrainError> {
-    set_threads(arguments.threads);
+    let device = prepare(&arguments.device, arguments.threads)?;
     let duration = Duration::from_secs_f64(arguments.seconds.clamp(0.0, 86_400.0));
-    let device = device(&arguments.device)?;
     let target = Target { device, threads: arguments.threads, engine: arguments.engine };
     bench::bench(recipe, arguments.batch, duration, &arguments.data, target)
 }
 
 fn measure_product(arguments: &Arguments) -> Result<(), TrainError> {
-    set_threads(arguments.threads);
-    bench::bench_product(device(&arguments.device)?);
+    bench::bench_product(prepare(&arguments.device, arguments.threads)?);
     Ok(())
 }
 
 fn run((mut spec, wishes): (TrainerSpec, Wishes)) -> Result<TrainerEvent, TrainError> {
     set_threads(spec.threads);
-    let device = device(&spec.device)?;
+    let device = cuda::usable(cuda::parse(&spec.device)?)?;
     let dataset = data::Dataset::read(&spec)?;
     spec.snapshot_interval_ms = spec.snapshot_interval_ms.max(SNAPSHOT_INTERVAL_MIN_MS);
     train::train(&spec, &dataset, device, &wishes, &mut |event| pipe::send(&event))
+}
+
+/// Makes a process ready to compute, and returns the device called `name`.
+fn prepare(name: &str, threads: u32) -> Result<Device, TrainError> {
+    let device = cuda::parse(name)?;
+    cuda::load(device)?;
+    set_threads(threads);
+    cuda::usable(device)
 }
 
 /// Sets LibTorch's threads; it must not have computed anything before.
 fn set_threads(threads: u32) {
     tch::set_num_interop_threads(1);
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-}
-
-/// Understands `cpu` and `cuda:N`; never takes the CPU instead of a GPU that is not there.
-fn device(name: &str) -> Result<Device, TrainError> {
-    let unusable = |reason| TrainError::Device { found: name.to_owned(), reason };
-    let number = match name.split_once(':') {
-        None if name == "cpu" => return Ok(Device::Cpu),
-        None if name == "cuda" => 0,
-        Some(("cuda", number)) => number.parse().map_err(|_| unusable("expected `cpu` or `cuda:N`"))?,
-        _ => return Err(unusable("expected `cpu` or `cuda:N`")),
-    };
-    if !Cuda::is_available() {
-        return Err(unusable("LibTorch was loaded without libtorch_cuda.so, or the driver shows no GPU"));
-    }
-    if i64::try_from(number).is_ok_and(|number: i64| number < Cuda::device_count()) {
-        return Ok(Device::Cuda(number));
-    }
-    Err(unusable("the driver shows fewer GPUs"))
 }
 
 /// Runs `work` and returns the event it ends with; a panic, which is how tch reports most of LibTorch's errors, becomes
@@ -189,15 +181,5 @@ mod tests {
         let TrainerEvent::Failed { kind, message } = event else { panic!("did not fail") };
         assert_eq!(kind, FailureKind::Internal);
         assert!(message.contains("shape '[3]' is invalid for input of size 2"), "{message}");
-    }
-
-    #[test]
-    fn a_gpu_that_is_not_there_is_an_error_and_not_the_cpu() {
-        assert!(matches!(device("cpu"), Ok(Device::Cpu)));
-        if !Cuda::is_available() {
-            let error = device("cuda:0").unwrap_err();
-            assert!(error.to_string().contains("libtorch_cuda.so"), "{error}");
-        }
-        assert!(device("tpu").is_err());
     }
 }

@@ -71,6 +71,15 @@ pub enum TrainerError {
         "LibTorch was not found: run `make setup`, or set LIBTORCH and LD_LIBRARY_PATH to a copy of LibTorch 2.11.0"
     )]
     NoLibTorch,
+    /// The dynamic loader found LibTorch's CUDA library, but not all that it needs.
+    #[error(
+        "LibTorch's CUDA library cannot be loaded: install the full PyTorch 2.11.0 wheel with all that pip installs along \
+         with it, and set LIBTORCH to its folder{tail}"
+    )]
+    NoCuda {
+        /// The end of its log.
+        tail: Tail,
+    },
     /// The child ended, and its last event was not the last of an attempt.
     #[error("the trainer ended {when}: {exit}{tail}")]
     Ended {
@@ -150,6 +159,10 @@ impl Tail {
         self.0.push_back(line);
     }
 
+    fn names_cuda(&self) -> bool {
+        self.0.iter().any(|line| line.contains("libtorch_cuda.so"))
+    }
+
     fn names_missing_library(&self) -> bool {
         self.0
             .iter()
@@ -175,7 +188,7 @@ impl TrainerError {
     /// Returns the kind of failure that an attempt ends with.
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Missing { .. } | Self::Spawn(_) | Self::NoLibTorch => FailureKind::Startup,
+            Self::Missing { .. } | Self::Spawn(_) | Self::NoLibTorch | Self::NoCuda { .. } => FailureKind::Startup,
             // A child that is killed while it loads, or that a busy machine keeps from running, would start another
             // time: `Startup` would keep this worker from the member for good.
             Self::Ended { when: When::BeforeFirstEvent, exit: Exit::Status(status), .. } if status.code().is_some() => {
@@ -237,6 +250,8 @@ impl Trainer {
     /// When the program is missing, does not start, or does not read its spec.
     pub async fn start(program: &Program, spec: &TrainerSpec) -> Result<Self, TrainerError> {
         let mut command = program.command(spec.threads);
+        // In the spec as well; but CUDA is loaded before that is read.
+        command.arg("--device").arg(&spec.device);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| program.start_error(error))?;
         let mut stdin = child.stdin.take().expect("standard input is piped");
@@ -362,7 +377,8 @@ impl Trainer {
 fn explain(when: When, exit: Exit, tail: Tail) -> TrainerError {
     let is_not_found = matches!(exit, Exit::Status(status) if status.code() == Some(NOT_FOUND_EXIT));
     if when == When::BeforeFirstEvent && (is_not_found || tail.names_missing_library()) {
-        return TrainerError::NoLibTorch;
+        // It says what it loads before it starts again.
+        return if tail.names_cuda() { TrainerError::NoCuda { tail } } else { TrainerError::NoLibTorch };
     }
     TrainerError::Ended { when, exit, tail }
 }
@@ -415,6 +431,20 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_library_that_only_cuda_needs_is_told_from_a_missing_libtorch() {
+        let explained = |lines: &[&str]| {
+            let tail = Tail(lines.iter().map(|line| (*line).to_owned()).collect());
+            explain(When::BeforeFirstEvent, Exit::Status(ExitStatus::from_raw(NOT_FOUND_EXIT << 8)), tail)
+        };
+        let missing = "worker-trainer: error while loading shared libraries: libcublas.so.13: cannot open";
+        let error = explained(&["CUDA: starting again with /wheel/lib/libtorch_cuda.so", missing]);
+        assert_eq!(error.kind(), FailureKind::Startup);
+        let text = error.to_string();
+        assert!(matches!(error, TrainerError::NoCuda { .. }) && text.contains("libcublas.so.13"), "{text}");
+        assert!(matches!(explained(&[missing]), TrainerError::NoLibTorch));
+    }
 
     #[test]
     fn only_what_would_come_again_keeps_a_worker_from_a_member() {
