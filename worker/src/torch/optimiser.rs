@@ -1,14 +1,15 @@
 //! SGD with momentum and Nesterov, and Adam, as plain tensors: tch cannot save the state of its own.
 //!
-//! An update is a few passes over memory that does not fit the caches, so it goes portion by portion: the first pass
-//! brings a portion of values, state and gradient into the cache, the others find it there.
+//! An update is a few passes over memory that does not fit the caches, so on a CPU it goes portion by portion: the first pass
+//! brings a portion of values, state and gradient into the cache, the others find it there. A GPU takes whole tensors: there a
+//! pass over one costs less than its start.
 
 use plurality_common::{
     recipe::{Optimiser, Recipe},
     weights::{self, Weights},
 };
 use plurality_worker::fused::Kept;
-use tch::{Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::parameters::{Parameters, Role, values};
 
@@ -68,9 +69,10 @@ impl Updater {
             let is_adam = matches!(settings, Optimiser::Adam { .. });
             let squares = if is_adam { values.zeros_like() } else { values.narrow(0, 0, 0) };
             let count = values.size()[0];
-            let starts = (0..count).step_by(PORTION as usize);
+            let at_a_time = if values.device() == Device::Cpu { PORTION } else { count };
+            let starts = (0..count).step_by(at_a_time as usize);
             let portion = |first| {
-                let length = PORTION.min(count - first);
+                let length = at_a_time.min(count - first);
                 Portion {
                     first,
                     length,
@@ -92,7 +94,8 @@ impl Updater {
         let _guard = no_grad_guard();
         self.steps += 1;
         let device = gradients[0].device();
-        let factors = self.factors(rate, |value| Tensor::from(value as f32).to_device(device));
+        // Made there: a copy from the host would wait for the device.
+        let factors = self.factors(rate, |value| Tensor::full([], f64::from(value as f32), (Kind::Float, device)));
         for (portions, gradient) in self.tensors.iter_mut().zip(gradients) {
             // Gradients of convolutions may come channels-last.
             let gradient = gradient.reshape(-1);
