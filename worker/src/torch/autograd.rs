@@ -3,7 +3,7 @@
 use plurality_common::{
     recipe::{
         DropoutScaling, Recipe,
-        shape::{InputShape, Plan, Shape},
+        shape::{InputShape, Plan},
     },
     weights::Weights,
 };
@@ -11,17 +11,23 @@ use plurality_worker::fused::Kept;
 use tch::{Device, Kind, Reduction, Tensor, no_grad, no_grad_guard};
 
 use super::{
-    engine::{Batch, Engine},
-    network::{Mode, Network, dropout_layers},
+    copied::images,
+    engine::Engine,
+    network::{Mode, Network},
     optimiser::Updater,
     parameters::{Parameters, evaluated, values},
+    source::{Source, TensorBatch, Upcoming},
 };
 
-/// Images evaluated at a time: enough for full speed, little enough for any memory.
+/// Images evaluated at a time on a CPU: enough for full speed, little enough for any memory.
 const EVALUATED_AT_A_TIME: usize = 250;
+/// Images evaluated at a time on a GPU, where so few would leave most of it idle; a layer of 64 channels of 28×28 then takes
+/// 400 MB.
+const EVALUATED_AT_A_TIME_ON_GPU: usize = 2000;
 
 /// A network on LibTorch.
-pub struct Autograd {
+pub struct Autograd<'a> {
+    source: Box<dyn Source + 'a>,
     plan: Plan,
     shape: InputShape,
     device: Device,
@@ -36,11 +42,19 @@ pub struct Autograd {
     loss: Tensor,
 }
 
-impl Autograd {
-    /// Prepares a network with these weights.
-    pub fn new(recipe: &Recipe, plan: &Plan, shape: InputShape, weights: &Weights, device: Device) -> Self {
+impl<'a> Autograd<'a> {
+    /// Prepares a network with these weights, trained on the batches of `source`.
+    pub fn new(
+        source: Box<dyn Source + 'a>,
+        recipe: &Recipe,
+        plan: &Plan,
+        shape: InputShape,
+        weights: &Weights,
+        device: Device,
+    ) -> Self {
         let parameters = Parameters::new(plan, weights, device);
         Self {
+            source,
             shape,
             device,
             dropout_scaling: recipe.network.dropout_scaling,
@@ -54,24 +68,6 @@ impl Autograd {
         }
     }
 
-    fn images(&self, pixels: &[f32]) -> Tensor {
-        let InputShape { rows, columns } = self.shape;
-        Tensor::from_slice(pixels).view([-1, 1, rows as i64, columns as i64]).to_device(self.device)
-    }
-
-    fn masks(&self, masks: &[Vec<f32>]) -> Vec<Tensor> {
-        let tensor = |(mask, (_, shape)): (&Vec<f32>, (f64, Shape))| {
-            let mask = Tensor::from_slice(mask).to_device(self.device);
-            match shape {
-                Shape::Spatial { channels, rows, columns } => {
-                    mask.view([-1, channels as i64, rows as i64, columns as i64])
-                }
-                Shape::Flat { features } => mask.view([-1, features as i64]),
-            }
-        };
-        masks.iter().zip(dropout_layers(&self.plan)).map(tensor).collect()
-    }
-
     /// Returns the tensors of the averages, or of the weights where there are none.
     fn averages_or_values(&self, uses_averages: bool) -> Weights {
         match &self.averages {
@@ -81,11 +77,9 @@ impl Autograd {
     }
 }
 
-impl Engine for Autograd {
-    fn step(&mut self, batch: Batch<'_>, rate: f64) {
-        let images = self.images(batch.pixels);
-        let labels = Tensor::from_slice(batch.labels).to_device(self.device).to_kind(Kind::Int64);
-        let masks = self.masks(batch.masks);
+impl Engine for Autograd<'_> {
+    fn step(&mut self, upcoming: Upcoming<'_>, rate: f64) {
+        let TensorBatch { images, labels, masks } = self.source.next(upcoming);
         let logits = self.network.forward(&self.parameters, &images, Mode::Training { masks: &masks });
         let loss = logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Mean, -100, self.label_smoothing);
         let leaves: Vec<&Tensor> = self.parameters.trained().map(|(_, entry)| &entry.tensor).collect();
@@ -113,8 +107,10 @@ impl Engine for Autograd {
         let parameters = Parameters::new(&self.plan, &weights, self.device);
         let size = self.shape.rows * self.shape.columns;
         let mut logits = Vec::with_capacity(pixels.len() / size * self.plan.classes());
-        for pixels in pixels.chunks(EVALUATED_AT_A_TIME * size) {
-            logits.extend(values(&self.network.forward(&parameters, &self.images(pixels), Mode::Evaluation)));
+        let at_a_time = if self.device == Device::Cpu { EVALUATED_AT_A_TIME } else { EVALUATED_AT_A_TIME_ON_GPU };
+        for pixels in pixels.chunks(at_a_time * size) {
+            let images = images(pixels, self.shape, self.device);
+            logits.extend(values(&self.network.forward(&parameters, &images, Mode::Evaluation)));
         }
         logits
     }

@@ -1,32 +1,23 @@
-//! What computes the steps of a training, and which of the two ways is taken.
+//! What computes the steps of a training, and which of the ways is taken.
 
 use plurality_common::{
-    recipe::{
-        Recipe,
-        shape::{InputShape, Plan},
-    },
+    recipe::{Recipe, shape::Plan},
     weights::Weights,
 };
 use plurality_worker::fused::{self, Kept};
 use tch::Device;
 
-use super::{autograd::Autograd, train::Target};
-
-/// One batch of training images.
-#[derive(Clone, Copy)]
-pub struct Batch<'a> {
-    /// `[n, rows · columns]` in 0..1.
-    pub pixels: &'a [f32],
-    /// `[n]`.
-    pub labels: &'a [u8],
-    /// For each dropout layer `[n, values]`: 0 where an input is dropped, else what it is multiplied by.
-    pub masks: &'a [Vec<f32>],
-}
+use super::{
+    autograd::Autograd,
+    copied::Copied,
+    source::{Host, Upcoming},
+    train::Target,
+};
 
 /// A network in training, with the state of its optimiser.
 pub trait Engine {
-    /// Takes one step against the gradient of the batch's mean loss.
-    fn step(&mut self, batch: Batch<'_>, rate: f64);
+    /// Takes one step against the gradient of the mean loss of the images that come next.
+    fn step(&mut self, upcoming: Upcoming<'_>, rate: f64);
 
     /// Returns the sum of the steps' losses since the last call; waits for the device.
     fn take_loss(&mut self) -> f64;
@@ -48,7 +39,7 @@ pub trait Engine {
     /// Sets how many steps were taken.
     fn set_steps(&mut self, steps: u64);
 
-    /// Returns its name, for people and for snapshots: the two keep different state.
+    /// Returns its name, for people and for snapshots: a snapshot of one is of no use to another.
     fn name(&self) -> &'static str;
 }
 
@@ -63,39 +54,41 @@ pub enum EngineChoice {
     Libtorch,
 }
 
-/// Returns the engine for a recipe, holding these weights; `None` if the one asked for does not know the network.
-pub fn choose(
+/// Returns the engine for a recipe, holding these weights and training on the images of `host`; `None` if the one asked for does
+/// not know the network.
+pub fn choose<'a>(
     target: Target,
     recipe: &Recipe,
     plan: &Plan,
-    shape: InputShape,
     weights: &Weights,
-) -> Option<Box<dyn Engine>> {
-    let fused = || {
-        let mut engine = fused::Engine::new(recipe, plan)?;
-        engine.set_tensors(Kept::Values, weights);
-        Some(Box::new(Fused { engine, loss: 0.0 }) as Box<dyn Engine>)
+    host: Host<'a>,
+) -> Option<Box<dyn Engine + 'a>> {
+    let Target { device, threads, engine } = target;
+    let fused = match engine {
+        EngineChoice::Fused => Some(fused::Engine::new(recipe, plan)?),
+        EngineChoice::Auto if device == Device::Cpu && threads == 1 => fused::Engine::new(recipe, plan),
+        EngineChoice::Auto | EngineChoice::Libtorch => None,
     };
-    let autograd = || Box::new(Autograd::new(recipe, plan, shape, weights, target.device)) as Box<dyn Engine>;
-    match target.engine {
-        EngineChoice::Fused => fused(),
-        EngineChoice::Libtorch => Some(autograd()),
-        EngineChoice::Auto if target.device == Device::Cpu && target.threads == 1 => {
-            Some(fused().unwrap_or_else(autograd))
-        }
-        EngineChoice::Auto => Some(autograd()),
+    if let Some(mut engine) = fused {
+        engine.set_tensors(Kept::Values, weights);
+        return Some(Box::new(Fused { engine, host, loss: 0.0 }));
     }
+    let shape = host.dataset.train_images.shape();
+    let source = Box::new(Copied::new(host, device));
+    Some(Box::new(Autograd::new(source, recipe, plan, shape, weights, device)))
 }
 
 /// The hand-written engine as a training uses it.
-struct Fused {
+struct Fused<'a> {
     engine: fused::Engine,
+    host: Host<'a>,
     /// Since it was last taken.
     loss: f64,
 }
 
-impl Engine for Fused {
-    fn step(&mut self, batch: Batch<'_>, rate: f64) {
+impl Engine for Fused<'_> {
+    fn step(&mut self, upcoming: Upcoming<'_>, rate: f64) {
+        let batch = self.host.next(upcoming);
         self.loss += self.engine.step(batch.pixels, batch.labels, batch.masks, rate);
     }
 

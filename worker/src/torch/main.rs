@@ -9,6 +9,7 @@ mod autograd;
 mod bench;
 mod class;
 mod clock;
+mod copied;
 mod course;
 mod cuda;
 mod data;
@@ -30,6 +31,7 @@ mod parameters;
 mod pipe;
 mod resume;
 mod schedule;
+mod source;
 #[cfg(test)]
 mod testing;
 mod train;
@@ -137,7 +139,8 @@ fn run((mut spec, wishes): (TrainerSpec, Wishes)) -> Result<TrainerEvent, TrainE
     let device = cuda::usable(cuda::parse(&spec.device)?)?;
     let dataset = data::Dataset::read(&spec)?;
     spec.snapshot_interval_ms = spec.snapshot_interval_ms.max(SNAPSHOT_INTERVAL_MIN_MS);
-    train::train(&spec, &dataset, device, &wishes, &mut |event| pipe::send(&event))
+    let target = Target { device, threads: spec.threads, engine: EngineChoice::Auto };
+    train::train(&spec, &dataset, target, &wishes, &mut |event| pipe::send(&event))
 }
 
 /// Makes a process ready to compute, and returns the device called `name`.

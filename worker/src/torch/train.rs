@@ -16,18 +16,16 @@ use tch::Device;
 use super::{
     class,
     course::Course,
-    data::{Batches, Dataset, scaled},
-    dropout::Masks,
-    engine::{self, Batch, Engine, EngineChoice},
+    data::{Dataset, scaled},
+    engine::{self, Engine, EngineChoice},
     error::TrainError,
     evaluate::{self, Scores},
-    init,
-    network::dropout_layers,
-    order, output,
+    init, order, output,
     parameters::evaluated,
     pipe::Wishes,
     resume::{Begun, Snapshots},
     schedule,
+    source::{Host, Upcoming},
 };
 
 /// Time between two reports within a pass.
@@ -51,15 +49,14 @@ pub struct Target {
 pub fn train(
     spec: &TrainerSpec,
     dataset: &Dataset,
-    device: Device,
+    target: Target,
     wishes: &Wishes,
     report: &mut dyn FnMut(TrainerEvent),
 ) -> Result<TrainerEvent, TrainError> {
     let begun = Begun::now();
     let recipe = &spec.recipe;
-    let target = Target { device, threads: spec.threads, engine: EngineChoice::Auto };
     let mut trainer = Trainer::new(recipe, spec.run_seed, spec.member, dataset, target)?;
-    let class = class::determinism_class(device, spec.threads);
+    let class = class::determinism_class(target.device, target.threads);
     let mut snapshots = Snapshots::new(spec, class.clone(), trainer.engine.name(), begun, wishes);
     let mut course = snapshots.resume(&mut trainer, report);
     report(TrainerEvent::Started {
@@ -73,9 +70,11 @@ pub fn train(
     while trainer.step < recipe.steps_total() && !course.is_over(&recipe.training) {
         let epoch = trainer.epoch();
         let order = order::of_pass(recipe, spec.run_seed, spec.member, epoch);
-        for positions in order.chunks(recipe.training.batch as usize).skip(trainer.steps_into_pass()) {
-            trainer.step(positions);
-            reporter.count(positions.len());
+        let mut positions = &order[trainer.steps_into_pass() * recipe.training.batch as usize..];
+        while !positions.is_empty() {
+            let images = trainer.step(positions);
+            positions = &positions[images..];
+            reporter.count(images);
             // What is due after the last step of a pass waits for its validation.
             if trainer.steps_into_pass() == 0 {
                 break;
@@ -132,13 +131,9 @@ pub struct Trainer<'a> {
     /// The network's shape.
     pub plan: Plan,
     /// What computes.
-    pub engine: Box<dyn Engine>,
+    pub engine: Box<dyn Engine + 'a>,
     /// Steps done.
     pub step: u64,
-    masks: Masks,
-    /// One for each dropout layer, reused from step to step.
-    mask_values: Vec<Vec<f32>>,
-    batches: Batches,
     /// Learning rate of the last step.
     rate: f64,
 }
@@ -158,26 +153,16 @@ impl<'a> Trainer<'a> {
         let shape = dataset.train_images.shape();
         let plan = shape::plan(recipe, shape)?;
         let weights = init::first_weights(recipe, &plan, run_seed, member);
-        let engine = engine::choose(target, recipe, &plan, shape, &weights).ok_or(TrainError::Engine)?;
-        Ok(Self {
-            recipe,
-            dataset,
-            plan,
-            engine,
-            step: 0,
-            masks: Masks::new(recipe, run_seed, member),
-            mask_values: Vec::new(),
-            batches: Batches::new(recipe, run_seed, member, dataset),
-            rate: 0.0,
-        })
+        let host = Host::new(recipe, &plan, run_seed, member, dataset);
+        let engine = engine::choose(target, recipe, &plan, &weights, host).ok_or(TrainError::Engine)?;
+        Ok(Self { recipe, dataset, plan, engine, step: 0, rate: 0.0 })
     }
 
-    /// Takes one step on the images at `positions` of the pass.
-    pub fn step(&mut self, positions: &[u32]) {
-        self.draw_masks(positions.len());
-        let (pixels, labels) = self.batches.fill(self.dataset, self.step, positions);
+    /// Takes one step on the first of the `positions` that are left of the pass, and returns how many those were.
+    pub fn step(&mut self, positions: &[u32]) -> usize {
         self.rate = schedule::rate(self.recipe, self.step);
-        self.engine.step(Batch { pixels, labels, masks: &self.mask_values }, self.rate);
+        let upcoming = Upcoming { step: self.step, positions, batch: self.recipe.training.batch as usize };
+        self.engine.step(upcoming, self.rate);
         let decay = self.recipe.training.ema_decay;
         if decay > 0.0 {
             // Early averages would be of little but the first weights.
@@ -185,15 +170,7 @@ impl<'a> Trainer<'a> {
             self.engine.average(decay.min((1.0 + steps) / (10.0 + steps)));
         }
         self.step += 1;
-    }
-
-    fn draw_masks(&mut self, images: usize) {
-        let layers = dropout_layers(&self.plan);
-        self.mask_values.resize_with(layers.len(), Vec::new);
-        for (layer, ((rate, shape), mask)) in layers.into_iter().zip(&mut self.mask_values).enumerate() {
-            mask.resize(images * shape.values(), 0.0);
-            self.masks.fill(layer as u32, self.step, rate, mask);
-        }
+        upcoming.first().len()
     }
 
     fn epoch(&self) -> u32 {
@@ -302,6 +279,10 @@ mod tests {
     use super::*;
     use crate::testing;
 
+    fn target(engine: EngineChoice) -> Target {
+        Target { device: Device::Cpu, threads: 1, engine }
+    }
+
     /// A specification whose files are never read.
     fn spec(recipe: &Recipe, member: u32, out: &Path) -> TrainerSpec {
         TrainerSpec {
@@ -328,8 +309,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let mut events = Vec::new();
         let spec = spec(recipe, member, out.path());
-        let note = &mut |event| events.push(event);
-        let result = train(&spec, &testing::dataset(), Device::Cpu, &Wishes::default(), note);
+        let result = train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |event| events.push(event));
         (result, events, files(out.path()))
     }
 
@@ -396,13 +376,13 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_output_error() {
         let spec = spec(&testing::recipe(testing::DROPOUT_LAYERS), 0, Path::new("/nonexistent/folder"));
-        let error = train(&spec, &testing::dataset(), Device::Cpu, &Wishes::default(), &mut |_| {}).unwrap_err();
+        let error = train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Internal);
         assert!(!error.chain().contains("/nonexistent"), "{}", error.chain());
     }
 
     /// Trains with a snapshot after every step, then again from each of some of them, and compares the files.
-    fn check_resumed(recipe: &Recipe, engine: &str) {
+    fn check_resumed(recipe: &Recipe, choice: EngineChoice, engine: &str) {
         let dataset = testing::dataset();
         let out = tempfile::tempdir().unwrap();
         let mut snapshots = Vec::new();
@@ -412,7 +392,7 @@ mod tests {
                 snapshots.push((step, out.path().join(file)));
             }
         };
-        let finished = train(&undisturbed, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
+        let finished = train(&undisturbed, &dataset, target(choice), &Wishes::default(), &mut note).unwrap();
         let expected = files(out.path());
         assert!(snapshots.len() as u64 > recipe.steps_per_epoch(), "{engine}: {} snapshots", snapshots.len());
         assert!(String::from_utf8_lossy(&fs::read(&snapshots[0].1).unwrap()).contains(engine));
@@ -426,7 +406,7 @@ mod tests {
                 }
             };
             let TrainerEvent::Finished { validation_accuracy, .. } =
-                train(&resumed, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap()
+                train(&resumed, &dataset, target(choice), &Wishes::default(), &mut note).unwrap()
             else {
                 panic!("not finished")
             };
@@ -441,18 +421,18 @@ mod tests {
     fn a_training_resumed_anywhere_gives_the_bytes_of_an_undisturbed_one() {
         let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
         recipe.training.epochs = 4;
-        check_resumed(&recipe, "fused");
+        check_resumed(&recipe, EngineChoice::Auto, "fused");
         recipe.training.ema_decay = 0.9;
         recipe.training.keep = Keep::BestValidation;
         recipe.training.early_stopping = Some(EarlyStopping { patience: 2, by: Measure::Cost });
-        check_resumed(&recipe, "fused");
+        check_resumed(&recipe, EngineChoice::Auto, "fused");
         let layers = "{ kind = \"conv\", filters = 4, kernel = 3 },\n{ kind = \"batch-norm\" },\n{ kind = \"relu\" },\n\
                       { kind = \"dropout\", rate = 0.25 },\n{ kind = \"linear\", outputs = 3 },";
         let mut recipe = Recipe { network: testing::recipe(layers).network, ..recipe };
         recipe.optimiser = Optimiser::Adam { beta1: 0.9, beta2: 0.99, weight_decay: 0.01, l2: 0.0 };
-        check_resumed(&recipe, "libtorch");
+        check_resumed(&recipe, EngineChoice::Auto, "libtorch");
         recipe.optimiser = Optimiser::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.01, l2: 0.0 };
-        check_resumed(&recipe, "libtorch");
+        check_resumed(&recipe, EngineChoice::Auto, "libtorch");
     }
 
     #[test]
@@ -468,7 +448,7 @@ mod tests {
                 written.push(out.path().join(file));
             }
         };
-        train(&first, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
+        train(&first, &dataset, target(EngineChoice::Auto), &Wishes::default(), &mut note).unwrap();
         let whole = fs::read(&written[2]).unwrap();
         let put = |name: &str, bytes: &[u8]| {
             let path = out.path().join(name);
@@ -487,7 +467,7 @@ mod tests {
                 _ => {}
             };
             let spec = TrainerSpec { resume, ..spec(&recipe, member, again.path()) };
-            train(&spec, &dataset, Device::Cpu, &Wishes::default(), &mut note).unwrap();
+            train(&spec, &dataset, target(EngineChoice::Auto), &Wishes::default(), &mut note).unwrap();
             assert_eq!(
                 (step, refused),
                 (Some(expected_step), refusals.iter().map(|text| (*text).to_owned()).collect())
