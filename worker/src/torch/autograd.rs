@@ -27,6 +27,8 @@ const EVALUATED_AT_A_TIME_ON_GPU: usize = 2000;
 
 /// A network on LibTorch.
 pub struct Autograd<'a> {
+    /// Follows from the source: what two sources draw is not the same.
+    name: &'static str,
     source: Box<dyn Source + 'a>,
     plan: Plan,
     shape: InputShape,
@@ -45,7 +47,7 @@ pub struct Autograd<'a> {
 impl<'a> Autograd<'a> {
     /// Prepares a network with these weights, trained on the batches of `source`.
     pub fn new(
-        source: Box<dyn Source + 'a>,
+        (name, source): (&'static str, Box<dyn Source + 'a>),
         recipe: &Recipe,
         plan: &Plan,
         shape: InputShape,
@@ -54,6 +56,7 @@ impl<'a> Autograd<'a> {
     ) -> Self {
         let parameters = Parameters::new(plan, weights, device);
         Self {
+            name,
             source,
             shape,
             device,
@@ -144,6 +147,6 @@ impl Engine for Autograd<'_> {
     }
 
     fn name(&self) -> &'static str {
-        "libtorch"
+        self.name
     }
 }

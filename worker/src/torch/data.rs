@@ -57,6 +57,17 @@ pub fn scaled(images: &Images, range: std::ops::Range<usize>) -> Vec<f32> {
     pixels
 }
 
+/// What was drawn for some images, for whoever makes them elsewhere.
+#[derive(Default)]
+pub struct Draws {
+    /// Which images, moved how.
+    pub samples: Vec<Sample>,
+    /// Six numbers for each image, as [`Distorter::draw`] gives them; empty where the recipe distorts nothing.
+    pub movements: Vec<f32>,
+    /// Noise of an elastic field for each image, `[columns, 2, rows]`; empty where the recipe has none.
+    pub noise: Vec<i16>,
+}
+
 /// Makes a member's training batches; keeps its buffers from step to step.
 pub struct Batches {
     augmentation: Augmentation,
@@ -104,6 +115,23 @@ impl Batches {
             self.labels.push(dataset.train_labels.0[image]);
         }
         (&self.pixels, &self.labels)
+    }
+
+    /// Draws what [`Batches::fill`] would, and appends it to `draws` in place of making images.
+    pub fn draw(&mut self, step: u64, positions: &[u32], draws: &mut Draws) {
+        let mut rng = stream(self.run_seed, Some(self.member), Purpose::Augmentation, step);
+        write_samples(self.augmentation, positions, &mut rng, &mut self.samples);
+        if let Some(distorter) = &mut self.distorter {
+            for _ in &self.samples {
+                distorter.draw(&mut rng, &mut draws.movements, &mut draws.noise);
+            }
+        }
+        draws.samples.extend_from_slice(&self.samples);
+    }
+
+    /// Returns what distorts, if anything does.
+    pub fn distorter(&self) -> Option<&Distorter> {
+        self.distorter.as_ref()
     }
 }
 

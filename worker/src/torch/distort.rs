@@ -54,6 +54,21 @@ impl Distorter {
         self.resample(image, &movement);
     }
 
+    /// Draws as [`Distorter::distort`] does, for whoever distorts elsewhere: appends the numbers of [`Inverse::places`], and the
+    /// noise of the field, `[columns, 2, rows]`, if there is one.
+    pub fn draw(&mut self, rng: &mut SeedStream, movements: &mut Vec<f32>, noise: &mut Vec<i16>) {
+        let inverse = Movement::draw(&self.strengths, rng).inverse(self.rows, self.columns);
+        movements.extend(inverse.places(self.rows, self.columns));
+        if let Some(field) = &mut self.field {
+            noise.extend(field.noise(rng));
+        }
+    }
+
+    /// Returns the elastic field, if there is one.
+    pub fn field(&self) -> Option<&Field> {
+        self.field.as_ref()
+    }
+
     /// Applies a movement and the present field.
     fn resample(&mut self, image: &mut [f32], movement: &Movement) {
         let stride = self.columns + MARGINS;
@@ -158,6 +173,21 @@ struct Inverse {
 }
 
 impl Inverse {
+    /// Returns where pixels come from as LibTorch counts, from −1 at the left or upper edge of the image to 1 at the other:
+    /// column and row of pixel (0, 0), then what each further row adds to both, then what each further column adds.
+    fn places(&self, rows: usize, columns: usize) -> [f32; 6] {
+        let of = |to: f32, by_row: f32, by_column: f32, edge: usize| {
+            let [to, by_row, by_column] = [to, by_row, by_column].map(f64::from);
+            let origin =
+                to - MARGIN as f64 - by_row * f64::from(self.from_row) - by_column * f64::from(self.from_column);
+            // Pixel centres are half a pixel from the edges.
+            [2.0 * (origin + 0.5) / edge as f64 - 1.0, 2.0 * by_row / edge as f64, 2.0 * by_column / edge as f64]
+        };
+        let column = of(self.to_column, self.column_by_row, self.column_by_column, columns);
+        let row = of(self.to_row, self.row_by_row, self.row_by_column, rows);
+        [column[0], row[0], column[1], row[1], column[2], row[2]].map(|value| value as f32)
+    }
+
     /// Finds the places of one row's pixels.
     fn find(&self, row: usize, places: &mut [Place]) {
         let down = row as f32 - self.from_row;

@@ -1,8 +1,9 @@
-//! Dropout masks from the member's seed: LibTorch's generators can be neither named nor resumed.
+//! Dropout masks from the member's seed, and seeds for masks that LibTorch draws: its generators cannot be resumed, but begun
+//! anew for each mask.
 
 use plurality_common::{
     recipe::{DropoutMasks, DropoutScaling, Recipe},
-    seed::{Purpose, stream},
+    seed::{Purpose, SeedStream, stream},
 };
 use rand_chacha::rand_core::Rng;
 
@@ -31,18 +32,33 @@ impl Masks {
     /// Fills `mask` for dropout layer `layer` (counted from 0) and step `step`: 0 where an input is dropped, else what
     /// kept inputs are multiplied by.
     pub fn fill(&mut self, layer: u32, step: u64, rate: f64, mask: &mut [f32]) {
-        let mut rng = match self.seeds {
-            DropoutMasks::OwnSeed => stream(self.run_seed, Some(self.member), Purpose::Dropout { layer }, step),
-            DropoutMasks::OneSeed => stream(self.run_seed, None, Purpose::Dropout { layer: 0 }, step),
-        };
-        let kept = match self.scaling {
-            DropoutScaling::Training => (1.0 / (1.0 - rate)) as f32,
-            DropoutScaling::Evaluation => 1.0,
-        };
+        let mut rng = self.stream(layer, step);
+        let kept = self.kept(rate);
         if rate == 0.5 {
             self.fill_by_coin(&mut rng, kept, mask);
         } else {
             self.fill_by_threshold(&mut rng, rate, kept, mask);
+        }
+    }
+
+    /// Returns the seed of the mask of a layer and step where LibTorch draws it: not the mask that [`Masks::fill`] draws, but
+    /// alike for the same members, layers and steps.
+    pub fn seed(&self, layer: u32, step: u64) -> i64 {
+        self.stream(layer, step).next_u64().cast_signed()
+    }
+
+    /// Returns what kept inputs are multiplied by.
+    pub fn kept(&self, rate: f64) -> f32 {
+        match self.scaling {
+            DropoutScaling::Training => (1.0 / (1.0 - rate)) as f32,
+            DropoutScaling::Evaluation => 1.0,
+        }
+    }
+
+    fn stream(&self, layer: u32, step: u64) -> SeedStream {
+        match self.seeds {
+            DropoutMasks::OwnSeed => stream(self.run_seed, Some(self.member), Purpose::Dropout { layer }, step),
+            DropoutMasks::OneSeed => stream(self.run_seed, None, Purpose::Dropout { layer: 0 }, step),
         }
     }
 

@@ -56,6 +56,24 @@ impl Field {
         self.smooth();
     }
 
+    /// Draws the noise of a field as [`Field::draw`] does, line by line for each column: how far its rows move down, then to the
+    /// right, all in units of their own.
+    pub fn noise(&mut self, rng: &mut SeedStream) -> impl Iterator<Item = i16> {
+        rng.fill_bytes(&mut self.bytes);
+        self.bytes.chunks_exact(2).map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
+    }
+
+    /// Returns how many pixels a unit of smoothed noise moves.
+    pub fn noise_scale(&self) -> f64 {
+        f64::from(self.alpha) / f64::from(HALF_RANGE)
+    }
+
+    /// Returns the matrix `[edge, edge]` whose product with a line of noise is that line, smoothed.
+    pub fn matrix(&self, edge: usize) -> Vec<f32> {
+        let weight = |cell: usize| self.kernel.get((cell / edge).abs_diff(cell % edge)).copied().unwrap_or(0.0);
+        (0..edge * edge).map(weight).collect()
+    }
+
     /// Returns how far the pixels of one row are moved down and to the right, `[columns]` each.
     pub fn row(&self, row: usize) -> (&[f32], &[f32]) {
         self.smooth[row * 2 * self.columns..][..2 * self.columns].split_at(self.columns)

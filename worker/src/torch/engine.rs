@@ -10,7 +10,8 @@ use tch::Device;
 use super::{
     autograd::Autograd,
     copied::Copied,
-    source::{Host, Upcoming},
+    resident::Resident,
+    source::{Host, Source, Upcoming},
     train::Target,
 };
 
@@ -46,12 +47,15 @@ pub trait Engine {
 /// Which engine is wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum EngineChoice {
-    /// The hand-written one where it knows the network and computes on one CPU thread, else LibTorch's.
+    /// On a GPU LibTorch's with the data there; on one CPU thread the hand-written one where it knows the network; else
+    /// LibTorch's.
     Auto,
     /// The hand-written one.
     Fused,
-    /// LibTorch's operators and automatic differentiation.
+    /// LibTorch's operators and automatic differentiation, on batches made by the CPU.
     Libtorch,
+    /// The same, on batches made where it computes, of data that stay there.
+    Resident,
 }
 
 /// Returns the engine for a recipe, holding these weights and training on the images of `host`; `None` if the one asked for does
@@ -67,14 +71,18 @@ pub fn choose<'a>(
     let fused = match engine {
         EngineChoice::Fused => Some(fused::Engine::new(recipe, plan)?),
         EngineChoice::Auto if device == Device::Cpu && threads == 1 => fused::Engine::new(recipe, plan),
-        EngineChoice::Auto | EngineChoice::Libtorch => None,
+        EngineChoice::Auto | EngineChoice::Libtorch | EngineChoice::Resident => None,
     };
     if let Some(mut engine) = fused {
         engine.set_tensors(Kept::Values, weights);
         return Some(Box::new(Fused { engine, host, loss: 0.0 }));
     }
     let shape = host.dataset.train_images.shape();
-    let source = Box::new(Copied::new(host, device));
+    let is_resident = engine == EngineChoice::Resident || engine == EngineChoice::Auto && device != Device::Cpu;
+    let source: (_, Box<dyn Source + 'a>) = match is_resident {
+        true => ("resident", Box::new(Resident::new(host, device))),
+        false => ("libtorch", Box::new(Copied::new(host, device))),
+    };
     Some(Box::new(Autograd::new(source, recipe, plan, shape, weights, device)))
 }
 
@@ -122,7 +130,7 @@ impl Engine for Fused<'_> {
 #[cfg(test)]
 mod tests {
     use plurality_common::{
-        recipe::{DropoutScaling, Optimiser, Recipe},
+        recipe::{Distortion, DropoutScaling, Optimiser, Recipe},
         seed::{Purpose, SeedStream, below, stream},
     };
     use plurality_worker::fused::Kept;
@@ -234,6 +242,43 @@ mod tests {
         }
     }
 
+    /// Mean loss of some passes, and the weights after them.
+    fn taught(recipe: &Recipe, engine: EngineChoice) -> (f64, Weights) {
+        let dataset = testing::dataset();
+        let target = Target { device: Device::Cpu, threads: 1, engine };
+        let mut trainer = Trainer::new(recipe, 3, 0, &dataset, target).unwrap();
+        for epoch in 0..3 {
+            let order = order::of_pass(recipe, 3, 0, epoch);
+            let mut positions = &order[..];
+            while !positions.is_empty() {
+                positions = &positions[trainer.step(positions)..];
+            }
+        }
+        (trainer.engine.take_loss() / trainer.step as f64, trainer.engine.tensors(Kept::Values))
+    }
+
+    #[test]
+    fn without_dropout_training_on_resident_data_is_training_on_the_hosts() {
+        let layers = "{ kind = \"conv\", filters = 4, kernel = 3 },\n{ kind = \"batch-norm\" },\n{ kind = \"relu\" },\n\
+                      { kind = \"max-pool\", size = 2 },\n{ kind = \"linear\", outputs = 3 },";
+        let mut recipe = testing::recipe(layers);
+        let (loss, weights) = taught(&recipe, EngineChoice::Resident);
+        let (expected_loss, expected) = taught(&recipe, EngineChoice::Libtorch);
+        assert!(loss == expected_loss && weights == expected, "the same bits make the same steps");
+        assert!(loss < 1.0, "{loss} after three passes");
+        recipe.data.distortion = Some(Distortion {
+            shift_px: 1.0,
+            rotation_degrees: 15.0,
+            zoom: 0.1,
+            skew: 0.1,
+            elastic_alpha: 34.0,
+            elastic_sigma: 4.0,
+        });
+        let (loss, _) = taught(&recipe, EngineChoice::Resident);
+        let (expected, _) = taught(&recipe, EngineChoice::Libtorch);
+        assert!((loss - expected).abs() < 1e-3 * expected, "distorted: {loss}, expected {expected}");
+    }
+
     #[test]
     fn networks_of_other_kinds_are_left_to_libtorch() {
         let dataset = testing::dataset();
@@ -245,6 +290,7 @@ mod tests {
         let known = testing::DROPOUT_LAYERS;
         assert_eq!(engine(known, 1, EngineChoice::Auto), Some("fused"));
         assert_eq!(engine(known, 2, EngineChoice::Auto), Some("libtorch"));
+        assert_eq!(engine(known, 1, EngineChoice::Resident), Some("resident"));
         for other in [
             "{ kind = \"conv\", filters = 4, kernel = 5, padding = 1 },\n{ kind = \"max-pool\", size = 2 },\n{ kind = \"relu\" },",
             "{ kind = \"conv\", filters = 4, kernel = 5 },\n{ kind = \"max-pool\", size = 4 },\n{ kind = \"relu\" },",

@@ -29,12 +29,14 @@ mod order;
 mod output;
 mod parameters;
 mod pipe;
+mod resident;
 mod resume;
 mod schedule;
 mod source;
 #[cfg(test)]
 mod testing;
 mod train;
+mod warp;
 
 use std::{panic, path::PathBuf, process::ExitCode, time::Duration};
 

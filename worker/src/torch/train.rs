@@ -271,7 +271,7 @@ mod tests {
     use plurality_common::{
         attempt::FailureKind,
         predictions::Predictions,
-        recipe::{Augmentation, DropoutScaling, EarlyStopping, Measure, Optimiser, Order, Schedule},
+        recipe::{Augmentation, Distortion, DropoutScaling, EarlyStopping, Measure, Optimiser, Order, Schedule},
         trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT},
         weights::Weights,
     };
@@ -422,6 +422,7 @@ mod tests {
         let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);
         recipe.training.epochs = 4;
         check_resumed(&recipe, EngineChoice::Auto, "fused");
+        check_resumed(&recipe, EngineChoice::Resident, "resident");
         recipe.training.ema_decay = 0.9;
         recipe.training.keep = Keep::BestValidation;
         recipe.training.early_stopping = Some(EarlyStopping { patience: 2, by: Measure::Cost });
@@ -431,6 +432,10 @@ mod tests {
         let mut recipe = Recipe { network: testing::recipe(layers).network, ..recipe };
         recipe.optimiser = Optimiser::Adam { beta1: 0.9, beta2: 0.99, weight_decay: 0.01, l2: 0.0 };
         check_resumed(&recipe, EngineChoice::Auto, "libtorch");
+        recipe.data.distortion =
+            Some(Distortion { rotation_degrees: 15.0, elastic_alpha: 34.0, elastic_sigma: 4.0, ..Default::default() });
+        check_resumed(&recipe, EngineChoice::Resident, "resident");
+        recipe.data.distortion = None;
         recipe.optimiser = Optimiser::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.01, l2: 0.0 };
         check_resumed(&recipe, EngineChoice::Auto, "libtorch");
     }
