@@ -25,20 +25,27 @@ const VARIABLES: [&str; 6] = [
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 ];
 
+/// The same of cuBLAS and CUDA, for trainings on a GPU.
+const CUDA_VARIABLES: [&str; 2] = ["CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"];
+
 /// Returns the class of this process on `device` with `threads`.
 pub fn determinism_class(device: Device, threads: u32) -> DeterminismClass {
     let processor = Processor::parse(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let capability = env::var("ATEN_CPU_CAPABILITY").ok();
-    let (device_model, instruction_set) = match device {
-        Device::Cuda(number) => (format!("{} beside {}", gpu::model(number), processor.model), "CUDA".to_owned()),
+    let (device_model, instruction_set, of_device) = match device {
+        Device::Cuda(number) => {
+            let versions = [tch::utils::version_cudart(), tch::utils::version_cudnn()];
+            let model = format!("{} beside {}", gpu::model(number), processor.model);
+            (model, cuda(versions, &gpu::driver()), &CUDA_VARIABLES[..])
+        }
         _ => {
             let name = instruction_set(&processor.flags, capability.as_deref());
             // The hand-written engine asks the processor itself.
-            (processor.model, format!("{name}, fused {}", fused::instruction_set()))
+            (processor.model, format!("{name}, fused {}", fused::instruction_set()), &[][..])
         }
     };
-    let flags: Vec<String> =
-        VARIABLES.iter().filter_map(|name| Some(format!("{name}={}", env::var(name).ok()?))).collect();
+    let variables = VARIABLES.iter().chain(of_device);
+    let flags: Vec<String> = variables.filter_map(|name| Some(format!("{name}={}", env::var(name).ok()?))).collect();
     DeterminismClass {
         libtorch_version: LIBTORCH_VERSION.to_owned(),
         device_model,
@@ -75,6 +82,12 @@ impl Processor {
     }
 }
 
+/// Names what computes on a GPU: the versions of CUDA's runtime and of cuDNN as these libraries count them, and the driver,
+/// which compiles for models that came after the libraries.
+fn cuda([runtime, cudnn]: [i64; 2], driver: &str) -> String {
+    format!("CUDA {}.{}, cuDNN {cudnn}, driver {driver}", runtime / 1000, runtime % 1000 / 10)
+}
+
 /// Repeats `at::get_cpu_capability`: the variable decides if it names a known set, else the processor does.
 fn instruction_set(flags: &[String], capability: Option<&str>) -> &'static str {
     let has = |name: &str| flags.iter().any(|flag| flag == name);
@@ -107,6 +120,12 @@ mod tests {
     fn the_first_processor_is_named_with_its_numbers() {
         assert_eq!(Processor::parse(CPUINFO).model, "A Chip (6-143-8)");
         assert_eq!(Processor::parse("").model, "unknown processor (?-?-?)");
+    }
+
+    #[test]
+    fn a_gpu_is_named_with_the_libraries_that_choose_its_arithmetic() {
+        assert_eq!(cuda([13_000, 91_501], "580.65.06"), "CUDA 13.0, cuDNN 91501, driver 580.65.06");
+        assert_eq!(cuda([12_080, 91_501], "570.1"), "CUDA 12.8, cuDNN 91501, driver 570.1");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::{env, fs, io, path::Path};
 
 /// Has a folder for each GPU, named by its place on the bus.
 const FOLDER: &str = "/proc/driver/nvidia/gpus";
+/// Names the driver in its first line.
+const VERSION: &str = "/proc/driver/nvidia/version";
 
 /// Returns the model of CUDA's device `number`.
 pub fn model(number: usize) -> String {
@@ -12,6 +14,19 @@ pub fn model(number: usize) -> String {
         && env::var_os("CUDA_VISIBLE_DEVICES").is_none();
     let models = models(Path::new(FOLDER)).unwrap_or_default();
     name(&models, number, is_bus_order)
+}
+
+/// Returns the driver's version.
+pub fn driver() -> String {
+    version(&fs::read_to_string(VERSION).unwrap_or_default())
+}
+
+/// Returns the first word of digits and points in the driver's first line.
+fn version(text: &str) -> String {
+    let is_number =
+        |word: &&str| word.contains('.') && word.chars().all(|letter| letter.is_ascii_digit() || letter == '.');
+    let found = text.lines().next().and_then(|line| line.split_whitespace().find(is_number));
+    found.unwrap_or("unknown").to_owned()
 }
 
 /// Returns the models in the order of the bus.
@@ -54,6 +69,18 @@ mod tests {
         fs::create_dir(folder.path().join("0000:81:00.0")).unwrap();
         assert!(models(folder.path()).is_err(), "a GPU without information is not passed over");
         assert!(models(&folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn the_driver_is_named_by_its_version() {
+        let check = |text, expected: &str| assert_eq!(version(text), expected);
+        check(
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023\nGCC version: 12.2\n",
+            "535.104.05",
+        );
+        check("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06");
+        check("NVRM version:\nGCC version: 12.2\n", "unknown");
+        check("", "unknown");
     }
 
     #[test]
