@@ -49,8 +49,8 @@ use self::{
 };
 use crate::{
     cli,
-    signals::Leave,
     config::{self, ResolvedDevice, Settings},
+    signals::Leave,
     trainer::{Program, TrainerError},
 };
 

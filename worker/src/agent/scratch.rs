@@ -180,7 +180,8 @@ mod tests {
         assert!(kept.path().exists());
         assert!(new.partial().is_dir());
         let own = i32::try_from(process::id()).unwrap();
-        let mut found: Vec<_> = Living::find(cache.path()).unwrap().into_iter().map(|one| (one.name, one.process)).collect();
+        let mut found: Vec<_> =
+            Living::find(cache.path()).unwrap().into_iter().map(|one| (one.name, one.process)).collect();
         found.sort();
         assert_eq!(found, [("anna".to_owned(), own), ("berta".to_owned(), own)]);
         drop(new);

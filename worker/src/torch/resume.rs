@@ -52,13 +52,7 @@ pub struct Snapshots<'a> {
 
 impl<'a> Snapshots<'a> {
     /// Prepares for a training that has just begun.
-    pub fn new(
-        spec: &'a TrainerSpec,
-        class: DeterminismClass,
-        engine: &str,
-        begun: Begun,
-        wishes: &'a Wishes,
-    ) -> Self {
+    pub fn new(spec: &'a TrainerSpec, class: DeterminismClass, engine: &str, begun: Begun, wishes: &'a Wishes) -> Self {
         let origin = Origin {
             recipe_sha256: spec.recipe.digest(),
             run_seed: spec.run_seed,
@@ -66,15 +60,7 @@ impl<'a> Snapshots<'a> {
             class,
             engine: engine.to_owned(),
         };
-        Self {
-            spec,
-            wishes,
-            origin,
-            last: Instant::now(),
-            last_step: None,
-            begun,
-            spent_before: Spent::default(),
-        }
+        Self { spec, wishes, origin, last: Instant::now(), last_step: None, begun, spent_before: Spent::default() }
     }
 
     /// Returns the time that the training took so far, with what it took before it was resumed.

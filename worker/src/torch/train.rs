@@ -309,7 +309,9 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let mut events = Vec::new();
         let spec = spec(recipe, member, out.path());
-        let result = train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |event| events.push(event));
+        let result = train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |event| {
+            events.push(event)
+        });
         (result, events, files(out.path()))
     }
 
@@ -376,7 +378,8 @@ mod tests {
     #[test]
     fn a_folder_that_does_not_exist_is_an_output_error() {
         let spec = spec(&testing::recipe(testing::DROPOUT_LAYERS), 0, Path::new("/nonexistent/folder"));
-        let error = train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |_| {}).unwrap_err();
+        let error =
+            train(&spec, &testing::dataset(), target(EngineChoice::Auto), &Wishes::default(), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), FailureKind::Internal);
         assert!(!error.chain().contains("/nonexistent"), "{}", error.chain());
     }

@@ -268,7 +268,9 @@ impl Player {
             "cancel" => Command::Cancel { run: self.run(arguments[0]), reason: "on request".to_owned() },
             "pause" => Command::Pause { run: self.run(arguments[0]) },
             "resume" => Command::Resume { run: self.run(arguments[0]) },
-            "drain" => Command::Drain { worker: self.worker(arguments[0]), finish: arguments.get(1) == Some(&"finish") },
+            "drain" => {
+                Command::Drain { worker: self.worker(arguments[0]), finish: arguments.get(1) == Some(&"finish") }
+            }
             "crash" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: true },
             "leave" => Command::WorkerLeft { worker: self.worker(arguments[0]), is_crash: false },
             _ => panic!("unknown command {verb}"),
