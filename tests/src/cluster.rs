@@ -164,9 +164,12 @@ pub fn is_running(id: u32) -> bool {
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Says whether process `id` is the trainer's check of the machine, with which a worker begins.
-fn is_check(id: u32) -> bool {
-    fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default().split('\0').any(|word| word == "--check")
+/// Says whether process `id` trains: neither the check of the machine with which a worker begins, nor what is left of that, nor
+/// one that is only about to become a trainer.
+fn is_training(id: u32) -> bool {
+    let line = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+    let mut words = line.split('\0');
+    words.next().is_some_and(|program| program.ends_with("worker-trainer")) && words.all(|word| word != "--check")
 }
 
 fn parent_of(id: u32) -> Option<u32> {
@@ -221,7 +224,7 @@ impl Cluster {
     /// between two of them.
     pub async fn trainers(&self, worker: &Process) -> Vec<u32> {
         wait_for("the worker trains", || async {
-            let trainers: Vec<u32> = children_of(worker.id()).into_iter().filter(|id| !is_check(*id)).collect();
+            let trainers: Vec<u32> = children_of(worker.id()).into_iter().filter(|id| is_training(*id)).collect();
             (!trainers.is_empty()).then_some(trainers)
         })
         .await
