@@ -283,7 +283,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::core::{AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunRequest, Verification};
+    use crate::{
+        artifacts::room::Room,
+        core::{AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunOutcome, RunRequest, Verification},
+    };
 
     struct Case {
         _folder: tempfile::TempDir,
@@ -343,7 +346,7 @@ mod tests {
         /// A run of three images with labels 1, 2, 3 of which no member is committed.
         async fn new(size: u32) -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let artifacts = ArtifactStore::open(folder.path()).unwrap();
+            let artifacts = ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
             let images = Images { count: 3, rows: 28, columns: 28, pixels: vec![0; 3 * 784] };
             let test_images = artifacts.put(images.to_idx()).await.unwrap();
             let test_labels = artifacts.put_private(Labels(vec![1, 2, 3]).to_idx()).await.unwrap();

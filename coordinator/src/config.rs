@@ -8,12 +8,18 @@ use plurality_common::limits::{ENSEMBLE_MAX, SLOTS_MAX};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
-use crate::cli::args::{ClientArgs, CommonArgs, LogFormat, OutputArgs, OutputFormat, RequestArgs, RunArgs, ServerArgs};
+use crate::{
+    byte_size::ByteSize,
+    cli::args::{ClientArgs, CommonArgs, LogFormat, OutputArgs, OutputFormat, RequestArgs, RunArgs, ServerArgs},
+};
 
 /// Where a coordinator listens unless told otherwise: nobody else can reach it.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:50051";
 /// Folder of everything that survives a restart.
 pub const STATE_DEFAULT: &str = ".plurality";
+/// What uploads leave free on the disk of the state folder: the coordinator's own predictions of the largest run's members,
+/// 400 KB each on MNIST, and its events.
+pub const DISK_RESERVE_DEFAULT: ByteSize = ByteSize(512 << 20);
 /// Folder under which each run gets one for its results.
 pub const OUT_DEFAULT: &str = "results";
 /// Recipe of a run that names none.
@@ -97,6 +103,7 @@ pub struct FileConfig {
     local_workers: Option<LocalWorkers>,
     data: Option<PathBuf>,
     state: Option<PathBuf>,
+    disk_reserve: Option<ByteSize>,
     reflection: Option<bool>,
     server: Option<String>,
     output: Option<OutputFormat>,
@@ -261,6 +268,8 @@ pub struct ServerSettings {
     pub data: Option<PathBuf>,
     /// Folder of everything that survives a restart.
     pub state: PathBuf,
+    /// What uploads leave free on the disk of the state folder.
+    pub disk_reserve: ByteSize,
     /// Whether gRPC reflection is answered.
     pub has_reflection: bool,
 }
@@ -346,6 +355,7 @@ impl FileConfig {
             local_workers: args.local_workers.or(self.local_workers).unwrap_or_default(),
             data: args.data.clone().or_else(|| self.data.clone()),
             state: args.state.clone().or_else(|| self.state.clone()).unwrap_or_else(|| PathBuf::from(STATE_DEFAULT)),
+            disk_reserve: args.disk_reserve.or(self.disk_reserve).unwrap_or(DISK_RESERVE_DEFAULT),
             has_reflection: args.reflection.or(self.reflection).unwrap_or(false),
         })
     }
@@ -401,6 +411,7 @@ mod tests {
             ("--recipe", request.recipe),
             ("--listen", server.listen.to_string()),
             ("--state", server.state.display().to_string()),
+            ("--disk-reserve", server.disk_reserve.to_string()),
             ("--out", format!("{OUT_DEFAULT}/RUN")),
         ] {
             let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
@@ -428,6 +439,7 @@ mod tests {
             local-workers = "auto"
             data = "d"
             state = "s"
+            disk-reserve = "2GiB"
             reflection = true
             server = "h:1"
             output = "json"
@@ -443,6 +455,7 @@ mod tests {
             local_workers: LocalWorkers::Auto,
             data: Some("d".into()),
             state: "s".into(),
+            disk_reserve: ByteSize(2 << 30),
             has_reflection: true,
         };
         assert_eq!(config.server(&ServerArgs::default()).unwrap(), server);
@@ -462,6 +475,7 @@ mod tests {
             "min-accuracy = 0.99",
             "min-accuracy = 100.5",
             "output = \"yaml\"",
+            "disk-reserve = \"1GB\"",
             "members = 5",
             "= 5",
         ] {

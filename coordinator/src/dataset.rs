@@ -192,10 +192,11 @@ mod tests {
     use plurality_common::recipe::{Layer, builtin};
 
     use super::*;
+    use crate::artifacts::room::Room;
 
     async fn embedded() -> (tempfile::TempDir, ArtifactStore, Dataset) {
         let folder = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(folder.path()).unwrap();
+        let store = ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
         let dataset = Dataset::prepare(Source::Embedded, &store).await.unwrap();
         (folder, store, dataset)
     }
@@ -265,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn an_empty_folder_is_refused_by_the_missing_file() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(folder.path().join("state")).unwrap();
+        let store = ArtifactStore::open(folder.path().join("state"), Room::boundless()).unwrap();
         let source = Source::Directory(folder.path().to_owned());
         let error = Dataset::prepare(source, &store).await.unwrap_err();
         assert!(matches!(error, DatasetError::Idx(IdxError::Missing { .. })), "{error:?}");
@@ -274,7 +275,7 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_fails_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ArtifactStore::open(folder.path()).unwrap();
+        let store = ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
         std::fs::write(folder.path().join("blobs/sha256"), b"in the way").unwrap();
         let error = Dataset::prepare(Source::Embedded, &store).await.unwrap_err();
         assert!(matches!(error, DatasetError::Artifacts(_)), "{error:?}");

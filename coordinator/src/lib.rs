@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod board;
+pub mod byte_size;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::{judge::Judge, sweep::Sweeper};
+use self::{disk::DiskWatch, judge::Judge, sweep::Sweeper};
 use crate::{
-    artifacts::{ArtifactError, ArtifactStore},
+    artifacts::{ArtifactError, ArtifactStore, room::Room},
     board::VoteBoard,
     config::ServerSettings,
     core::Timing,
@@ -31,6 +31,7 @@ use crate::{
     verify::Checker,
 };
 
+mod disk;
 mod judge;
 mod sweep;
 
@@ -103,6 +104,7 @@ pub struct Server {
     health: HealthReporter,
     stopping: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    watching: JoinHandle<()>,
     /// `None` once its end was seen.
     driving: Option<JoinHandle<Result<(), StoreError>>>,
     /// `None` once its end was seen.
@@ -121,7 +123,8 @@ impl Server {
         let listener = listen(settings.listen).await?;
         let address =
             listener.local_addr().map_err(|source| ServerError::Listen { address: settings.listen, source })?;
-        let artifacts = ArtifactStore::open(settings.state.join(ARTIFACTS_NAME))?;
+        let room = Room::on_disk_of(&settings.state, settings.disk_reserve.0);
+        let artifacts = ArtifactStore::open(settings.state.join(ARTIFACTS_NAME), room)?;
         let source = settings.data.clone().map_or(Source::Embedded, Source::Directory);
         let dataset = Arc::new(Dataset::prepare(source, &artifacts).await?);
         let test_sets = Arc::new(TestSets::new(artifacts.clone()));
@@ -136,14 +139,15 @@ impl Server {
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
         let runs = Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, stopping: stopping.clone() };
         let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
-        let blobs = Blobs::new(artifacts, stopping.clone());
+        let blobs = Blobs::new(artifacts.clone(), stopping.clone());
         let health = HealthReporter::new();
         let router = router(workers, blobs, runs, &health, settings.has_reflection).await;
+        let watching = tokio::spawn(DiskWatch { artifacts, health: health.clone() }.run(stopping.clone()));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
         tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
         let (driving, judging, sweeping) = (Some(driving), Some(judging), Some(sweeping));
-        Ok(Self { address, driver, dataset, health, stopping, serving, driving, judging, sweeping })
+        Ok(Self { address, driver, dataset, health, stopping, serving, watching, driving, judging, sweeping })
     }
 
     /// Returns where it listens, with the port that was taken.
@@ -223,6 +227,8 @@ impl Server {
             // As above.
             let _ = sweeping.await;
         }
+        // As above.
+        let _ = self.watching.await;
         self.driver.stop().await;
         match self.driving {
             Some(driving) => match driving.await {
@@ -278,7 +284,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LocalWorkers;
+    use crate::{byte_size::ByteSize, config::LocalWorkers};
 
     async fn server() -> (tempfile::TempDir, Server) {
         let folder = tempfile::tempdir().unwrap();
@@ -287,6 +293,7 @@ mod tests {
             local_workers: LocalWorkers::None,
             data: None,
             state: folder.path().to_owned(),
+            disk_reserve: ByteSize(0),
             has_reflection: false,
         };
         let server = Server::start(&settings).await.unwrap();

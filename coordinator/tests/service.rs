@@ -24,6 +24,7 @@ use plurality_common::{
     weights::{Metadata, Tensor, Weights},
 };
 use plurality_coordinator::{
+    byte_size::ByteSize,
     client::{
         Client, ClientError, Request, Submitted,
         view::{MemberStatus, RunStatus},
@@ -82,6 +83,7 @@ impl House {
             local_workers: LocalWorkers::None,
             data: Some(folder.join("data")),
             state: folder.join("state"),
+            disk_reserve: ByteSize(0),
             has_reflection: true,
         }
     }

@@ -185,6 +185,10 @@ pub struct Cluster {
     /// Where the coordinator listens.
     pub address: SocketAddr,
     starts: usize,
+    /// The coordinator's state folder.
+    pub state: PathBuf,
+    /// Further arguments of the coordinator.
+    further: Vec<String>,
     /// Everything of this cluster; last, so that it is removed after the processes that write into it have ended.
     pub folder: TempDir,
 }
@@ -193,14 +197,27 @@ impl Cluster {
     /// Starts `coordinator serve` on a free port.
     pub async fn start() -> Self {
         let folder = TempDir::new().expect("the temporary folder is writable");
-        let (coordinator, address) = serve(folder.path(), "127.0.0.1:0", 0).await;
-        Self { folder, address, coordinator, starts: 1 }
+        let state = folder.path().join("state");
+        Self::start_with(folder, state, &[]).await
+    }
+
+    /// Starts `coordinator serve` with its state below `disk` and further arguments.
+    pub async fn start_in(disk: &Path, further: &[&str]) -> Self {
+        let folder = TempDir::new().expect("the temporary folder is writable");
+        Self::start_with(folder, disk.join("state"), further).await
+    }
+
+    async fn start_with(folder: TempDir, state: PathBuf, further: &[&str]) -> Self {
+        let further: Vec<String> = further.iter().map(|&word| word.to_owned()).collect();
+        let (coordinator, address) = serve(folder.path(), &state, &further, "127.0.0.1:0", 0).await;
+        Self { folder, state, further, address, coordinator, starts: 1 }
     }
 
     /// Starts the coordinator again, on the same port and the same state.
     pub async fn restart_coordinator(&mut self) {
         let listen = self.address.to_string();
-        (self.coordinator, self.address) = serve(self.folder.path(), &listen, self.starts).await;
+        (self.coordinator, self.address) =
+            serve(self.folder.path(), &self.state, &self.further, &listen, self.starts).await;
         self.starts += 1;
     }
 
@@ -279,9 +296,10 @@ impl Cluster {
     }
 }
 
-async fn serve(folder: &Path, listen: &str, start: usize) -> (Process, SocketAddr) {
-    let state = folder.join("state");
-    let arguments = ["serve", "--listen", listen, "--state", &state.to_string_lossy()];
+async fn serve(folder: &Path, state: &Path, further: &[String], listen: &str, start: usize) -> (Process, SocketAddr) {
+    let state = state.to_string_lossy();
+    let mut arguments = vec!["serve", "--listen", listen, "--state", &state];
+    arguments.extend(further.iter().map(String::as_str));
     let process = Process::start("coordinator", &arguments, &folder.join(format!("coordinator-{start}.log")));
     let address = wait_for("the coordinator says where it listens", || async { address_in(&process.output()) }).await;
     (process, address)

@@ -2,4 +2,5 @@
 
 pub mod cluster;
 pub mod recipes;
+pub mod small_disk;
 pub mod workspace;

@@ -1,10 +1,14 @@
 //! Why a blob could not be stored or read.
 
+use std::{error::Error, io, iter};
+
 use plurality_common::{blob::BlobRef, digest::Digest};
-use thiserror::Error;
+use thiserror::Error as ThisError;
+
+use super::room::Shortage;
 
 /// A blob could not be stored or read.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub enum ArtifactError {
     /// The caller announced a blob above the limit.
     #[error("blob {} has {} bytes, at most {limit} are accepted", blob.sha256, blob.size_bytes)]
@@ -56,6 +60,18 @@ pub enum ArtifactError {
         /// The limit.
         limit: usize,
     },
+    /// The upload would leave too little free on the disk.
+    #[error("coordinator's disk is low, {shortage}; the upload is taken when there is room again")]
+    DiskLow {
+        /// What is free and what has to be.
+        shortage: Shortage,
+    },
+    /// The disk was full in the middle of a write.
+    #[error("coordinator's disk is full, failed to {action}")]
+    DiskFull {
+        /// What was tried.
+        action: &'static str,
+    },
     /// No such blob.
     #[error("blob {digest} is not stored")]
     NotFound {
@@ -86,7 +102,7 @@ pub enum ArtifactError {
         /// What was tried.
         action: &'static str,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The object store failed.
     #[error("failed to {action}")]
@@ -99,4 +115,41 @@ pub enum ArtifactError {
     /// The runtime is stopping.
     #[error("stopped before the file work was done")]
     Stopped,
+}
+
+impl ArtifactError {
+    /// Names what was tried with files of unfinished uploads.
+    pub(super) fn of_files(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| if is_full(&source) { Self::DiskFull { action } } else { Self::Staging { action, source } }
+    }
+
+    /// Names what was tried with the object store.
+    pub(super) fn of_store(action: &'static str) -> impl Fn(object_store::Error) -> Self {
+        move |source| if is_full(&source) { Self::DiskFull { action } } else { Self::Store { action, source } }
+    }
+}
+
+/// Says whether a full disk is at the bottom of `error`.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut chain = iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    chain.any(|error| {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_faults_of_it() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        assert!(matches!(ArtifactError::of_files("write")(full()), ArtifactError::DiskFull { action: "write" }));
+        let generic = |source: io::Error| object_store::Error::Generic { store: "test", source: Box::new(source) };
+        assert!(matches!(ArtifactError::of_store("put")(generic(full())), ArtifactError::DiskFull { action: "put" }));
+        let other = || io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(matches!(ArtifactError::of_files("write")(other()), ArtifactError::Staging { .. }));
+        assert!(matches!(ArtifactError::of_store("put")(generic(other())), ArtifactError::Store { .. }));
+    }
 }

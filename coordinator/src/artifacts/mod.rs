@@ -17,15 +17,19 @@ use plurality_common::{
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod error;
+pub mod room;
 pub mod staging;
 
 pub use error::ArtifactError;
+use room::{Promise, Room, Shortage};
 use staging::Staging;
 
 /// Bytes of a staged file moved into the store at once: above the 5 MiB that object stores demand of a part.
 const PART_BYTES: usize = 8 << 20;
 /// Locks for uploads, one for each value of a digest's first byte: uploads of one blob take turns, others rarely meet.
 const UPLOAD_LOCKS: usize = 256;
+/// What is tried when the disk is asked for its free bytes.
+const LOOK_AT_DISK: &str = "ask how much of the disk is free";
 
 /// The blobs of one coordinator. A clone is another handle to the same store.
 ///
@@ -40,6 +44,7 @@ pub struct ArtifactStore {
     /// A lock and not a task with a message queue: chunks of different blobs must not wait for one another, and the guard
     /// travels into the blocking write, so that a caller who goes away cannot let two writers meet.
     locks: Arc<[Arc<Mutex<()>>]>,
+    room: Arc<Room>,
     /// A lock and not a message: many callers hold it for reading, each from finding a blob until an event names it.
     removals: Arc<RwLock<()>>,
 }
@@ -70,21 +75,27 @@ impl ArtifactStore {
     /// Opens the store in the folder `directory`, made if it is not there, and removes what an earlier process left
     /// behind half-written. Unfinished uploads are kept, except old ones.
     ///
-    /// Blocks on file work: call it before serving.
+    /// Uploads get what `room` has. Blocks on file work: call it before serving.
     ///
     /// # Errors
     /// When the folder cannot be made, read or cleaned.
-    pub fn open(directory: impl AsRef<Path>) -> Result<Self, ArtifactError> {
+    pub fn open(directory: impl AsRef<Path>, room: Room) -> Result<Self, ArtifactError> {
         let directory = directory.as_ref();
         let blobs = directory.join("blobs");
         let staging = Staging::open(directory.join("staging"))?;
         staging::make_folder(&blobs)?;
         staging::remove_temporary_files(&blobs)?;
         let objects = LocalFileSystem::new_with_prefix(&blobs)
-            .map_err(|source| ArtifactError::Store { action: "open the blob folder", source })?
+            .map_err(ArtifactError::of_store("open the blob folder"))?
             .with_fsync(true);
         let locks = (0..UPLOAD_LOCKS).map(|_| Arc::new(Mutex::new(()))).collect();
-        Ok(Self { objects: Arc::new(objects), staging: Arc::new(staging), locks, removals: Arc::default() })
+        Ok(Self {
+            objects: Arc::new(objects),
+            staging: Arc::new(staging),
+            locks,
+            room: Arc::new(room),
+            removals: Arc::default(),
+        })
     }
 
     /// Returns the reference of a stored blob, or `None`.
@@ -95,7 +106,7 @@ impl ArtifactStore {
         match self.objects.head(&object_path(digest)).await {
             Ok(meta) => Ok(Some(BlobRef { sha256: digest, size_bytes: meta.size })),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(ArtifactError::Store { action: "look up a blob", source }),
+            Err(source) => Err(ArtifactError::of_store("look up a blob")(source)),
         }
     }
 
@@ -111,6 +122,34 @@ impl ArtifactStore {
             }
         }
         Ok(missing)
+    }
+
+    /// Keeps room on the disk for the rest of an upload of `blob`, until the returned value is dropped; nothing for one that
+    /// is stored.
+    ///
+    /// # Errors
+    /// [`ArtifactError::DiskLow`] if there is too little, and when the disk cannot be asked.
+    pub async fn make_room(&self, blob: BlobRef) -> Result<Option<Promise>, ArtifactError> {
+        check_size(blob)?;
+        if self.find(blob.sha256).await? == Some(blob) {
+            return Ok(None);
+        }
+        let (staging, room) = (Arc::clone(&self.staging), Arc::clone(&self.room));
+        blocking(move || {
+            let held_bytes = staging.committed_bytes(blob)?.unwrap_or(0);
+            let promised = room.promise(blob, held_bytes).map_err(ArtifactError::of_files(LOOK_AT_DISK))?;
+            promised.map(Some).map_err(|shortage| ArtifactError::DiskLow { shortage })
+        })
+        .await
+    }
+
+    /// Looks whether the disk is low, and returns what is short.
+    ///
+    /// # Errors
+    /// When the disk cannot be asked.
+    pub async fn look_at_disk(&self) -> Result<Option<Shortage>, ArtifactError> {
+        let room = Arc::clone(&self.room);
+        blocking(move || room.look().map_err(ArtifactError::of_files(LOOK_AT_DISK))).await
     }
 
     /// Says how much of `blob` is here. If all bytes are here but unchecked (the last sender went away meanwhile), checks
@@ -238,13 +277,13 @@ impl ArtifactStore {
         self.objects
             .get_range(&object_path(digest), offset_bytes..end_bytes)
             .await
-            .map_err(|source| ArtifactError::Store { action: "read a part of a blob", source })
+            .map_err(ArtifactError::of_store("read a part of a blob"))
     }
 
     async fn write(&self, path: ObjectPath, digest: Digest, bytes: Bytes) -> Result<(), ArtifactError> {
         let _held_until_written = self.lock(digest).await;
         let written = self.objects.put(&path, bytes.into()).await;
-        written.map(drop).map_err(|source| ArtifactError::Store { action: "store a blob", source })
+        written.map(drop).map_err(ArtifactError::of_store("store a blob"))
     }
 
     /// Reads and checks; what is damaged is looked at once more while nobody writes it, and removed.
@@ -257,10 +296,7 @@ impl ArtifactStore {
         let read = self.read_checked(&path, digest).await;
         if let Err(error @ ArtifactError::Damaged { .. }) = &read {
             tracing::error!("{error}; it is removed, so that it can be sent again");
-            self.objects
-                .delete(&path)
-                .await
-                .map_err(|source| ArtifactError::Store { action: "remove a damaged blob", source })?;
+            self.objects.delete(&path).await.map_err(ArtifactError::of_store("remove a damaged blob"))?;
         }
         read
     }
@@ -268,7 +304,7 @@ impl ArtifactStore {
     async fn read_checked(&self, path: &ObjectPath, digest: Digest) -> Result<Bytes, ArtifactError> {
         let read_error = |source| match source {
             object_store::Error::NotFound { .. } => ArtifactError::NotFound { digest },
-            source => ArtifactError::Store { action: "read a blob", source },
+            source => ArtifactError::of_store("read a blob")(source),
         };
         let result = self.objects.get(path).await.map_err(read_error)?;
         let bytes = result.bytes().await.map_err(read_error)?;
@@ -287,8 +323,8 @@ impl ArtifactStore {
 
     /// Checks the staged bytes of `blob` while moving them into the store. If they are not the blob's they are removed.
     async fn finish(&self, blob: BlobRef, guard: OwnedMutexGuard<()>) -> Result<(), ArtifactError> {
-        let store_error = |source| ArtifactError::Store { action: "store an uploaded blob", source };
-        let mut upload = self.objects.put_multipart(&object_path(blob.sha256)).await.map_err(store_error)?;
+        let store_error = ArtifactError::of_store("store an uploaded blob");
+        let mut upload = self.objects.put_multipart(&object_path(blob.sha256)).await.map_err(&store_error)?;
         let found = match self.copy_staged(blob, upload.as_mut()).await {
             Ok(found) => found,
             Err(error) => {
@@ -303,7 +339,7 @@ impl ArtifactStore {
             let _ = upload.abort().await;
             Err(ArtifactError::DigestMismatch { expected: blob.sha256, found: found.sha256 })
         };
-        if matches!(result, Err(ArtifactError::Store { .. })) {
+        if matches!(result, Err(ArtifactError::Store { .. } | ArtifactError::DiskFull { .. })) {
             return result;
         }
         let staging = Arc::clone(&self.staging);
@@ -334,10 +370,7 @@ impl ArtifactStore {
                 return Ok(BlobRef { sha256: hasher.finish(), size_bytes });
             }
             size_bytes += part.len() as u64;
-            upload
-                .put_part(part.into())
-                .await
-                .map_err(|source| ArtifactError::Store { action: "store a part of an uploaded blob", source })?;
+            upload.put_part(part.into()).await.map_err(ArtifactError::of_store("store a part of an uploaded blob"))?;
         }
     }
 }
@@ -351,7 +384,7 @@ impl Sweep<'_> {
         let _held_until_removed = self.store.lock(digest).await;
         match self.store.objects.delete(&object_path(digest)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(ArtifactError::Store { action: "remove a blob", source }),
+            Err(source) => Err(ArtifactError::of_store("remove a blob")(source)),
         }
     }
 }

@@ -37,10 +37,10 @@ impl Staging {
         make_folder(&folder)?;
         let now = SystemTime::now();
         for entry in entries(&folder)? {
-            let metadata = entry.metadata().map_err(failed("inspect an unfinished upload"))?;
+            let metadata = entry.metadata().map_err(ArtifactError::of_files("inspect an unfinished upload"))?;
             let age = metadata.modified().ok().and_then(|changed| now.duration_since(changed).ok()).unwrap_or_default();
             if metadata.is_file() && age > UPLOAD_AGE_MAX {
-                fs::remove_file(entry.path()).map_err(failed("remove an old unfinished upload"))?;
+                fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove an old unfinished upload"))?;
             }
         }
         Ok(Self { folder })
@@ -54,7 +54,7 @@ impl Staging {
         match fs::metadata(self.path(blob)) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("inspect an unfinished upload")(error)),
+            Err(error) => Err(ArtifactError::of_files("inspect an unfinished upload")(error)),
         }
     }
 
@@ -82,10 +82,10 @@ impl Staging {
             .create(true)
             .append(true)
             .open(self.path(blob))
-            .map_err(failed("open an unfinished upload"))?;
+            .map_err(ArtifactError::of_files("open an unfinished upload"))?;
         if let Err(error) = file.write_all(chunk) {
-            file.set_len(committed_bytes).map_err(failed("take back a half-written chunk"))?;
-            return Err(failed("write a chunk")(error));
+            file.set_len(committed_bytes).map_err(ArtifactError::of_files("take back a half-written chunk"))?;
+            return Err(ArtifactError::of_files("write a chunk")(error));
         }
         Ok(end_bytes)
     }
@@ -95,15 +95,15 @@ impl Staging {
     /// # Errors
     /// When the file cannot be read.
     pub fn read(&self, blob: BlobRef, offset_bytes: u64, buffer: &mut [u8]) -> Result<usize, ArtifactError> {
-        let mut file = File::open(self.path(blob)).map_err(failed("open an unfinished upload"))?;
-        file.seek(SeekFrom::Start(offset_bytes)).map_err(failed("read an unfinished upload"))?;
+        let mut file = File::open(self.path(blob)).map_err(ArtifactError::of_files("open an unfinished upload"))?;
+        file.seek(SeekFrom::Start(offset_bytes)).map_err(ArtifactError::of_files("read an unfinished upload"))?;
         let mut filled = 0;
         while filled < buffer.len() {
             match file.read(&mut buffer[filled..]) {
                 Ok(0) => break,
                 Ok(length) => filled += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed("read an unfinished upload")(error)),
+                Err(error) => return Err(ArtifactError::of_files("read an unfinished upload")(error)),
             }
         }
         Ok(filled)
@@ -115,7 +115,9 @@ impl Staging {
     /// When the file cannot be removed.
     pub fn discard(&self, blob: BlobRef) -> Result<(), ArtifactError> {
         match fs::remove_file(self.path(blob)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove an unfinished upload")(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ArtifactError::of_files("remove an unfinished upload")(error))
+            }
             _ => Ok(()),
         }
     }
@@ -131,7 +133,7 @@ impl Staging {
 /// # Errors
 /// When it cannot be made.
 pub fn make_folder(folder: &Path) -> Result<(), ArtifactError> {
-    fs::create_dir_all(folder).map_err(failed("make a folder"))
+    fs::create_dir_all(folder).map_err(ArtifactError::of_files("make a folder"))
 }
 
 /// Removes the half-written files that the object store leaves when its process is killed: those with `#` in their name,
@@ -141,11 +143,11 @@ pub fn make_folder(folder: &Path) -> Result<(), ArtifactError> {
 /// When a folder cannot be read or a file not removed.
 pub fn remove_temporary_files(folder: &Path) -> Result<(), ArtifactError> {
     for entry in entries(folder)? {
-        let kind = entry.file_type().map_err(failed("inspect a blob"))?;
+        let kind = entry.file_type().map_err(ArtifactError::of_files("inspect a blob"))?;
         if kind.is_dir() {
             remove_temporary_files(&entry.path())?;
         } else if entry.file_name().to_string_lossy().contains('#') {
-            fs::remove_file(entry.path()).map_err(failed("remove a half-written blob"))?;
+            fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove a half-written blob"))?;
         }
     }
     Ok(())
@@ -154,9 +156,5 @@ pub fn remove_temporary_files(folder: &Path) -> Result<(), ArtifactError> {
 fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, ArtifactError> {
     fs::read_dir(folder)
         .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
-        .map_err(failed("read a folder of the blob store"))
-}
-
-fn failed(action: &'static str) -> impl Fn(io::Error) -> ArtifactError {
-    move |source| ArtifactError::Staging { action, source }
+        .map_err(ArtifactError::of_files("read a folder of the blob store"))
 }

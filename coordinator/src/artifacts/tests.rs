@@ -1,6 +1,9 @@
 //! The blob store on real folders, with every error it can give.
 
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use tempfile::TempDir;
 
@@ -8,7 +11,7 @@ use super::*;
 
 fn store() -> (TempDir, ArtifactStore) {
     let folder = tempfile::tempdir().unwrap();
-    let store = ArtifactStore::open(folder.path()).unwrap();
+    let store = ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
     (folder, store)
 }
 
@@ -53,7 +56,7 @@ async fn an_upload_goes_on_after_a_restart() {
     let blob = BlobRef::of(&bytes);
     store.append(blob, 0, bytes.slice(..600)).await.unwrap();
     drop(store);
-    let store = ArtifactStore::open(folder.path()).unwrap();
+    let store = ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
     assert_eq!(store.status(blob).await.unwrap(), Status { committed_bytes: 600, is_complete: false });
     assert_eq!(store.append(blob, 600, bytes.slice(600..)).await.unwrap(), 1000);
     assert_eq!(store.get(blob.sha256).await.unwrap(), bytes);
@@ -202,6 +205,28 @@ async fn an_upload_beyond_the_limit_of_unfinished_ones_is_refused() {
 }
 
 #[tokio::test]
+async fn an_upload_that_would_leave_too_little_free_is_refused_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = Arc::new(AtomicU64::new(119));
+    let seen = Arc::clone(&free);
+    let room = Room::new(100, Box::new(move || Ok(seen.load(Ordering::Relaxed))));
+    let store = ArtifactStore::open(folder.path(), room).unwrap();
+    let blob = BlobRef::of(&sample(10));
+    let error = store.make_room(blob).await.err().unwrap();
+    assert!(matches!(error, ArtifactError::DiskLow { .. }));
+    let words =
+        "coordinator's disk is low, 119 bytes free, 120 bytes wanted; the upload is taken when there is room again";
+    assert_eq!(error.to_string(), words);
+    assert_eq!(store.look_at_disk().await.unwrap().map(|shortage| shortage.wanted_bytes), Some(120));
+    free.store(120, Ordering::Relaxed);
+    let promise = store.make_room(blob).await.unwrap();
+    assert!(promise.is_some());
+    store.append(blob, 0, sample(10)).await.unwrap();
+    free.store(0, Ordering::Relaxed);
+    assert!(store.make_room(blob).await.unwrap().is_none(), "what is stored needs no room");
+}
+
+#[tokio::test]
 async fn a_missing_blob_is_named() {
     let (_folder, store) = store();
     let digest = Digest::of(b"nowhere");
@@ -318,7 +343,7 @@ fn opening_sweeps_half_written_blobs_and_old_uploads_only() {
     fs::write(staging.join("old.partial"), b"old").unwrap();
     let long_ago = std::time::SystemTime::now() - staging::UPLOAD_AGE_MAX * 2;
     fs::File::options().write(true).open(staging.join("old.partial")).unwrap().set_modified(long_ago).unwrap();
-    ArtifactStore::open(folder.path()).unwrap();
+    ArtifactStore::open(folder.path(), Room::boundless()).unwrap();
     assert!(blobs.join("abcd").exists());
     assert!(!blobs.join("abcd#1").exists());
     assert!(staging.join("new.partial").exists());
@@ -330,7 +355,7 @@ fn a_folder_that_cannot_be_made_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, b"").unwrap();
-    assert!(matches!(ArtifactStore::open(&file), Err(ArtifactError::Staging { .. })));
+    assert!(matches!(ArtifactStore::open(&file, Room::boundless()), Err(ArtifactError::Staging { .. })));
 }
 
 #[tokio::test]

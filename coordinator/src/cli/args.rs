@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
 
 use crate::{
+    byte_size::ByteSize,
     config::{LocalWorkers, Percent},
     ladder::plan::Scale,
 };
@@ -143,6 +144,9 @@ pub struct ServerArgs {
     /// Folder for everything that survives a restart [default: .plurality]
     #[arg(long, value_name = "DIR", env = "PLURALITY_STATE", hide_env = true)]
     pub state: Option<PathBuf>,
+    /// Refuses uploads while they would leave less than this free on the disk of the state folder [default: 512MiB]
+    #[arg(long, value_name = "SIZE", env = "PLURALITY_DISK_RESERVE", hide_env = true)]
+    pub disk_reserve: Option<ByteSize>,
     /// Answers gRPC reflection, for tools such as grpcurl
     #[arg(long, env = "PLURALITY_REFLECTION", hide_env = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL", hide_possible_values = true,

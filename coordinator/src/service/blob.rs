@@ -29,9 +29,13 @@ impl Blobs {
 
     async fn store(&self, mut requests: Streaming<v1::UploadRequest>) -> Result<u64, ServiceError> {
         let mut blob: Option<BlobRef> = None;
+        let mut _room_until_stored = None;
         let mut committed_bytes = 0;
         while let Some(request) = requests.message().await.map_err(ServiceError::Broken)? {
             let named = blob_ref("blob", request.blob)?;
+            if blob.is_none() {
+                _room_until_stored = self.artifacts.make_room(named).await?;
+            }
             if *blob.get_or_insert(named) != named {
                 return Err(ServiceError::field("blob", "the same blob in every chunk", named.sha256));
             }

@@ -95,7 +95,9 @@ fn artifact_code(error: &ArtifactError) -> Code {
             Code::InvalidArgument
         }
         ArtifactError::OffsetMismatch { .. } | ArtifactError::DigestMismatch { .. } => Code::Aborted,
-        ArtifactError::TooManyUploads { .. } => Code::ResourceExhausted,
+        ArtifactError::TooManyUploads { .. } | ArtifactError::DiskLow { .. } | ArtifactError::DiskFull { .. } => {
+            Code::ResourceExhausted
+        }
         ArtifactError::NotFound { .. } => Code::NotFound,
         ArtifactError::OutOfRange { .. } => Code::OutOfRange,
         ArtifactError::Damaged { .. } | ArtifactError::Staging { .. } | ArtifactError::Store { .. } => Code::Internal,
@@ -134,6 +136,7 @@ mod tests {
     use plurality_common::{digest::Digest, limits::BLOB_BYTES_MAX, recipe::parse::recipe_from_json};
 
     use super::*;
+    use crate::artifacts::room::Shortage;
 
     fn code(error: impl Into<ServiceError>) -> Code {
         Status::from(error.into()).code()
@@ -151,6 +154,9 @@ mod tests {
         assert_eq!(code(mismatch), Code::Aborted);
         assert_eq!(code(ArtifactError::DigestMismatch { expected: digest, found: digest }), Code::Aborted);
         assert_eq!(code(ArtifactError::TooManyUploads { limit: 1 }), Code::ResourceExhausted);
+        let shortage = Shortage { free_bytes: 1, wanted_bytes: 2 };
+        assert_eq!(code(ArtifactError::DiskLow { shortage }), Code::ResourceExhausted);
+        assert_eq!(code(ArtifactError::DiskFull { action: "write a chunk" }), Code::ResourceExhausted);
         assert_eq!(
             code(BoardError::Unfinished { committed: 0, members: 1, needed: String::new() }),
             Code::FailedPrecondition

@@ -57,6 +57,15 @@ pub enum StoreError {
         /// What the database said.
         source: sqlx::Error,
     },
+    /// The disk is full. What was acknowledged before is stored.
+    #[error(
+        "event store failed to {action}: the disk of the state folder is full; free some space and start again with the \
+         same --state, nothing that was acknowledged is lost"
+    )]
+    Full {
+        /// What was tried.
+        action: &'static str,
+    },
     /// The database was written by another version of the program, or by another program.
     #[error(
         "event log has format {found:?}, this program knows {known:?}; use the program that wrote it, or name another \

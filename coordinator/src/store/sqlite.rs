@@ -26,6 +26,8 @@ const WRITE_FORMAT: &str = "INSERT INTO meta (key, value) VALUES ('format', ?)";
 const UPDATE_FORMAT: &str = "UPDATE meta SET value = ? WHERE key = 'format'";
 /// What the digest of the first event follows on: the first version's name, so that a log of several versions is one chain.
 const CHAIN_START: &str = "plurality-events/1";
+/// What SQLite says when there is no space left, `SQLITE_FULL`.
+const FULL_CODE: &str = "13";
 /// Set once the database is known to be ours: unlike the other settings it is written into the file.
 const WRITE_AHEAD: &str = "PRAGMA journal_mode = WAL";
 const READ_EVENTS: &str = "SELECT sequence, body, digest FROM events ORDER BY sequence";
@@ -169,5 +171,12 @@ pub(super) fn link(previous: &Digest, body: &str) -> Digest {
 
 /// Names what was tried when the database failed.
 fn failed_to(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { action, source }
+    move |source| {
+        let code = source.as_database_error().and_then(|error| error.code());
+        if code.as_deref() == Some(FULL_CODE) {
+            StoreError::Full { action }
+        } else {
+            StoreError::Database { action, source }
+        }
+    }
 }

@@ -29,7 +29,7 @@ use super::{
     snapshots::{self, Outbox},
     stall::Watch,
     training::{Following, Trained},
-    transfer::{Transfer, in_time},
+    transfer::{Sent, Transfer, in_time},
     tries::{Refused, Tries},
 };
 use crate::{
@@ -248,7 +248,7 @@ impl Attempt {
         let predictions = describe_result(&predictions_path).await?;
         for _ in 0..COMMIT_ROUNDS_MAX {
             let files = [(checkpoint, checkpoint_path.as_path()), (predictions, predictions_path.as_path())];
-            self.context.transfer.upload_missing(&files).await?;
+            self.context.transfer.upload_missing(&files, Sent::Result).await?;
             let response = self.commit(trained, checkpoint, predictions).await?;
             match response.outcome() {
                 v1::CommitOutcome::Accepted => {

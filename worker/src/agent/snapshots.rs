@@ -26,7 +26,7 @@ use super::{
     cache::describe_file,
     failure::Failure,
     server::worker_id,
-    transfer::{Transfer, TransferError, Wanted, in_time},
+    transfer::{Sent, Transfer, TransferError, Wanted, in_time},
     tries::{Refused, Tries},
 };
 use crate::cli::chain;
@@ -169,7 +169,8 @@ impl Context {
             return Err(Failure::new(FailureKind::Internal, &words).into());
         }
         for _ in 0..SAVE_ROUNDS_MAX {
-            self.transfer.upload_missing(&[(blob, path.as_path())]).await.map_err(Failure::from)?;
+            let files = [(blob, path.as_path())];
+            self.transfer.upload_missing(&files, Sent::Snapshot).await.map_err(Failure::from)?;
             match self.save(handle, SnapshotRef { step: *step, blob }, class).await? {
                 v1::SnapshotOutcome::BlobMissing => tracing::warn!("the coordinator lacks the snapshot again"),
                 outcome => return Ok(outcome),

@@ -56,6 +56,15 @@ pub enum Wanted {
     Snapshot,
 }
 
+/// What is sent, which decides whether it waits for room at the coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sent {
+    /// A finished result: it waits for as long as the coordinator is there to make room.
+    Result,
+    /// A snapshot: the next one will do.
+    Snapshot,
+}
+
 /// Moves blobs between the coordinator and files.
 #[derive(Clone, Debug)]
 pub struct Transfer {
@@ -139,8 +148,8 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// When the coordinator does not take a blob, or a file cannot be read.
-    pub async fn upload_missing(&self, files: &[(BlobRef, &Path)]) -> Result<(), TransferError> {
+    /// When the coordinator does not take a blob, a snapshot finds no room there, or a file cannot be read.
+    pub async fn upload_missing(&self, files: &[(BlobRef, &Path)], sent: Sent) -> Result<(), TransferError> {
         let mut tries = Tries::new("ask which files are missing", self.link.clone());
         let missing = loop {
             let blobs = files.iter().map(|(blob, _)| (*blob).into()).collect();
@@ -152,14 +161,17 @@ impl Transfer {
         };
         for (blob, path) in files {
             if missing.contains(&v1::BlobRef::from(*blob)) {
-                self.upload(*blob, path).await?;
+                self.upload(*blob, path, sent).await?;
             }
         }
         Ok(())
     }
 
-    async fn upload(&self, blob: BlobRef, path: &Path) -> Result<(), TransferError> {
-        let mut tries = Tries::new("send a file", self.link.clone());
+    async fn upload(&self, blob: BlobRef, path: &Path, sent: Sent) -> Result<(), TransferError> {
+        let mut tries = match sent {
+            Sent::Result => Tries::new("send a file", self.link.clone()),
+            Sent::Snapshot => Tries::new("send a snapshot", self.link.clone()).unless_full(),
+        };
         let mut stored_before = 0;
         loop {
             let status = match self.upload_status(blob).await {

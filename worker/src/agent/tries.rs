@@ -24,6 +24,8 @@ const DOUBTFUL_TRIES_FEW: u32 = 2;
 pub enum Verdict {
     /// The coordinator is away or busy: try until it is back.
     Away,
+    /// The coordinator has no room for it: try until it has, if it is worth the wait.
+    Full,
     /// It may have been a passing state, or will always be so: try a few times.
     Doubtful,
     /// The same call will fail again.
@@ -33,9 +35,8 @@ pub enum Verdict {
 /// Decides what an answer with `code` means for another try.
 pub fn verdict(code: Code) -> Verdict {
     match code {
-        Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Unavailable => {
-            Verdict::Away
-        }
+        Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Unavailable => Verdict::Away,
+        Code::ResourceExhausted => Verdict::Full,
         Code::NotFound
         | Code::AlreadyExists
         | Code::FailedPrecondition
@@ -69,6 +70,8 @@ pub struct Tries {
     notice: Notice,
     doubtful: u32,
     doubtful_max: u32,
+    /// Whether it is worth the wait for room.
+    waits_for_room: bool,
     /// When the coordinator comes back, the next try is due at once.
     link: watch::Receiver<Link>,
 }
@@ -84,9 +87,14 @@ impl Tries {
         Self::at_most(DOUBTFUL_TRIES_FEW, what, link)
     }
 
+    /// Makes the first answer that there is no room the last.
+    pub fn unless_full(self) -> Self {
+        Self { waits_for_room: false, ..self }
+    }
+
     fn at_most(doubtful_max: u32, what: &'static str, link: watch::Receiver<Link>) -> Self {
         let (backoff, notice) = (Backoff::default(), Notice::default());
-        Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, doubtful_max, link }
+        Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, doubtful_max, waits_for_room: true, link }
     }
 
     /// Waits before the next try after the answer `status`.
@@ -117,11 +125,12 @@ impl Tries {
     fn judge(&mut self, status: &Status) -> Result<(), Refused> {
         match verdict(status.code()) {
             Verdict::Away => return Ok(()),
+            Verdict::Full if self.waits_for_room => return Ok(()),
             Verdict::Doubtful if self.doubtful + 1 < self.doubtful_max => {
                 self.doubtful += 1;
                 return Ok(());
             }
-            Verdict::Doubtful | Verdict::Final => {}
+            Verdict::Full | Verdict::Doubtful | Verdict::Final => {}
         }
         Err(Refused { what: self.what, reason: describe(status), code: status.code() })
     }
@@ -173,6 +182,19 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_is_waited_for_unless_it_is_not_worth_the_wait() {
+        let full = Status::resource_exhausted("1 byte free");
+        let mut tries = Tries::new("do it", up().subscribe());
+        for _ in 0..100 {
+            assert_eq!(tries.pause(&full).await, Ok(()));
+        }
+        let mut tries = Tries::new("do it", up().subscribe()).unless_full();
+        assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
+        let refused = tries.pause(&full).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the coordinator refused to do it: 1 byte free");
     }
 
     #[tokio::test(start_paused = true)]

@@ -54,6 +54,10 @@ pub struct Notes {
     pub corrupt_downloads: usize,
     /// The next uploads end after so many chunks.
     pub cut_uploads: VecDeque<usize>,
+    /// What every upload is refused with, while it is set.
+    pub upload_refusal: Option<Status>,
+    /// Uploads that were refused.
+    pub uploads_refused: usize,
     /// Outcomes of the next commits; accepted when empty.
     pub commit_outcomes: VecDeque<v1::CommitOutcome>,
     /// Outcomes of the next snapshots; kept when empty.
@@ -343,6 +347,13 @@ impl BlobService for Shared {
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
         let mut requests = request.into_inner();
+        self.note(|notes| match notes.upload_refusal.clone() {
+            Some(refusal) => {
+                notes.uploads_refused += 1;
+                Err(refusal)
+            }
+            None => Ok(()),
+        })?;
         let chunks_max = self.note(|notes| notes.cut_uploads.pop_front()).unwrap_or(usize::MAX);
         let mut committed_bytes = 0;
         let mut chunks = 0;

@@ -493,3 +493,30 @@ fn a_wrong_command_line_exits_with_2() {
         assert_eq!(worker.ended().code(), Some(2), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_finished_result_waits_until_the_coordinator_has_room() {
+    let (coordinator, worker) = refused_uploads(Status::resource_exhausted("5 bytes free, 9 bytes wanted"));
+    worker.says("failed to send a file: 5 bytes free, 9 bytes wanted; trying again");
+    coordinator.wait("it tries on and says that it holds the result", |notes| {
+        notes.uploads_refused >= 3 && notes.is_in("attempt-0", AttemptPhase::Uploading)
+    });
+    coordinator.note(|notes| notes.upload_refusal = None);
+    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    coordinator.note(|notes| assert!(notes.failures.is_empty(), "{:?}", notes.failures));
+}
+
+/// Trains a member whose checkpoint is refused with `refusal`.
+fn refused_uploads(refusal: Status) -> (Coordinator, Worker) {
+    let coordinator = Coordinator::start();
+    coordinator.offer(0, &large_images());
+    let worker = Worker::start(&coordinator, "wait", &["--slots", "1"]);
+    coordinator.wait("training", |notes| notes.is_in("attempt-0", AttemptPhase::Training));
+    coordinator.note(|notes| {
+        // The fake trainer's checkpoint equals the images: it is sent only if the coordinator has lost them.
+        notes.blobs.remove(&BlobRef::of(&large_images()).sha256.to_string());
+        notes.upload_refusal = Some(refusal);
+    });
+    worker.let_go();
+    (coordinator, worker)
+}

@@ -4,6 +4,7 @@ use std::fs;
 
 use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES};
 use plurality_proto::v1::{AttemptPhase, FailureKind, SnapshotOutcome};
+use tonic::Status;
 
 use super::{
     coordinator::{Coordinator, Notes},
@@ -49,6 +50,21 @@ fn a_snapshot_is_handed_over_while_the_training_goes_on() {
     worker.let_go();
     coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
     assert!(coordinator.note(|notes| notes.failures.is_empty()));
+}
+
+#[test]
+fn a_snapshot_that_finds_no_room_is_skipped_and_the_training_goes_on() {
+    let coordinator = Coordinator::start();
+    coordinator.offer(0, &large_images());
+    let worker = Worker::start(&coordinator, "snapshots", &["--slots", "1"]);
+    coordinator.wait("the first snapshot is saved", |notes| notes.saves.len() == 1);
+    coordinator.note(|notes| notes.upload_refusal = Some(Status::resource_exhausted("5 bytes free, 9 bytes wanted")));
+    worker.allow("more");
+    worker.says("snapshot of step 40 is not handed over: the coordinator refused to send a snapshot: 5 bytes free");
+    assert!(worker.is_training());
+    worker.let_go();
+    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    coordinator.note(|notes| assert!(notes.failures.is_empty() && steps(notes) == [10], "{:?}", steps(notes)));
 }
 
 #[test]
