@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::{
         artifacts::room::Room,
-        core::{AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunOutcome, RunRequest, Verification},
+        core::{AttemptStatus, AttemptView, Loss, MemberResult, RecipeText, RunRequest, Verification},
     };
 
     struct Case {

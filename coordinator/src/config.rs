@@ -354,10 +354,15 @@ impl FileConfig {
             listen,
             local_workers: args.local_workers.or(self.local_workers).unwrap_or_default(),
             data: args.data.clone().or_else(|| self.data.clone()),
-            state: args.state.clone().or_else(|| self.state.clone()).unwrap_or_else(|| PathBuf::from(STATE_DEFAULT)),
+            state: self.state(args.state.as_ref()),
             disk_reserve: args.disk_reserve.or(self.disk_reserve).unwrap_or(DISK_RESERVE_DEFAULT),
             has_reflection: args.reflection.or(self.reflection).unwrap_or(false),
         })
+    }
+
+    /// Returns the state folder.
+    pub fn state(&self, state: Option<&PathBuf>) -> PathBuf {
+        state.or(self.state.as_ref()).cloned().unwrap_or_else(|| PathBuf::from(STATE_DEFAULT))
     }
 
     /// Joins the form of an answer.

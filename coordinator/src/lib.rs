@@ -11,6 +11,7 @@ pub mod dataset;
 pub mod driver;
 pub mod ladder;
 pub mod local_workers;
+pub mod maintenance;
 pub mod oneshot;
 pub mod progress;
 pub mod report;

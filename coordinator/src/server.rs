@@ -36,7 +36,7 @@ mod judge;
 mod sweep;
 
 /// The blobs, within the state folder.
-const ARTIFACTS_NAME: &str = "artifacts";
+pub const ARTIFACTS_NAME: &str = "artifacts";
 /// Most calls at a time on one connection. A worker has one heartbeat and one upload a slot; the rest is head-room.
 const CALLS_PER_CONNECTION_MAX: u32 = 1280;
 /// How long calls may take to end when the coordinator stops. Streams and long polls end by themselves at once; a silent

@@ -142,6 +142,8 @@ fn help_reads_as_it_should() {
     insta::assert_snapshot!("help_report", help(&["report", "--help"]));
     insta::assert_snapshot!("help_recipes", help(&["recipes", "--help"]));
     insta::assert_snapshot!("help_ladder", help(&["ladder", "--help"]));
+    insta::assert_snapshot!("help_fsck", help(&["fsck", "--help"]));
+    insta::assert_snapshot!("help_gc", help(&["gc", "--help"]));
 }
 
 #[test]
@@ -420,4 +422,48 @@ fn no_local_worker_outlives_a_coordinator_that_is_killed() {
     running.signal(Signal::KILL);
     running.end();
     wait_until("the worker has left", || !is_alive(pid));
+}
+
+#[test]
+fn a_state_folder_is_checked_and_cleaned_only_while_no_coordinator_has_it_open() {
+    let desk = Desk::with_dataset();
+    for command in ["fsck", "gc"] {
+        check(&desk, &[command, "--state", "data"], 2, &["folder data holds no coordinator's state", "--state"]);
+    }
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--data", "data", "--state", "state"];
+    let running = Running::start(desk.command(&serve));
+    for command in ["fsck", "gc"] {
+        check(&desk, &[command, "--state", "state"], 9, &["state folder state is in use by another coordinator"]);
+    }
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().0, Some(0));
+
+    let answer = |arguments: &[&str], code: i32| -> serde_json::Value {
+        let output = desk.run(&[arguments, &["--state", "state", "--output", "json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let checkup = answer(&["fsck"], 0);
+    assert_eq!((&checkup["blobs"], &checkup["findings"]), (&4.into(), &serde_json::json!([])));
+    // No run names the dataset yet.
+    let removed = |collection: &serde_json::Value| collection["removed"].as_array().unwrap().clone();
+    let dry = answer(&["gc", "--dry-run"], 0);
+    assert_eq!((removed(&dry).len(), dry["is_dry_run"].as_bool()), (4, Some(true)));
+    let file = removed(&dry)[0]["file"].as_str().unwrap().to_owned();
+    fs::write(desk.path().join("state").join(&file), b"damaged").unwrap();
+    let checkup = answer(&["fsck"], 0);
+    assert_eq!((&checkup["findings"][0]["file"], &checkup["findings"][0]["kind"]), (&file.into(), &"leftover".into()));
+    assert_eq!(removed(&answer(&["gc"], 0)).len(), 4);
+    assert_eq!(answer(&["fsck"], 0)["blobs"], 0);
+
+    fs::write(desk.path().join("state/events.sqlite"), [b'x'; 8192]).unwrap();
+    let output = desk.run(&["fsck", "--state", "state"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{said}");
+    assert!(said.starts_with("damaged events.sqlite: "), "{said}");
+    check(&desk, &["gc", "--state", "state"], 1, &["event store failed"]);
+    fs::write(desk.path().join("state/format"), "plurality-state/9\n").unwrap();
+    for command in ["fsck", "gc"] {
+        check(&desk, &[command, "--state", "state"], 1, &["plurality-state/9", "plurality-state/1"]);
+    }
 }

@@ -444,6 +444,29 @@ async fn a_commit_without_its_blobs_asks_for_them() {
 }
 
 #[tokio::test]
+async fn a_result_that_was_damaged_on_disk_is_asked_for_again_by_its_commit() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = worker.start().await;
+    let result = Trained::of(&start);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    worker.upload(&result.predictions, 0).await.unwrap();
+    let digits = BlobRef::of(&result.checkpoint).sha256.to_string();
+    let file = house.folder.path().join("state/artifacts/blobs/sha256").join(&digits[..2]).join(&digits);
+    let mut damaged = fs::read(&file).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&file, damaged).unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::BlobsMissing);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    let mut client = house.client().await;
+    House::last_completed(&mut client).await;
+    let member = client.get("last").await.unwrap().members[0].clone();
+    assert_eq!((member.attempts, member.failures.len()), (1, 0), "{member:?}");
+}
+
+#[tokio::test]
 async fn a_snapshot_is_handed_on_to_the_next_worker_of_its_class() {
     let house = House::open().await;
     let mut first = FakeWorker::connect(&house).await;

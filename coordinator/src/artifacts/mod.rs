@@ -24,6 +24,12 @@ pub use error::ArtifactError;
 use room::{Promise, Room, Shortage};
 use staging::Staging;
 
+/// The folder of finished blobs, within the blob store's.
+pub const BLOBS_FOLDER: &str = "blobs";
+/// The folder of blobs that whoever knows their digest is given.
+const SHARED_FOLDER: &str = "sha256";
+/// The folder of blobs that are given to nobody.
+const PRIVATE_FOLDER: &str = "private";
 /// Bytes of a staged file moved into the store at once: above the 5 MiB that object stores demand of a part.
 const PART_BYTES: usize = 8 << 20;
 /// Locks for uploads, one for each value of a digest's first byte: uploads of one blob take turns, others rarely meet.
@@ -81,8 +87,8 @@ impl ArtifactStore {
     /// When the folder cannot be made, read or cleaned.
     pub fn open(directory: impl AsRef<Path>, room: Room) -> Result<Self, ArtifactError> {
         let directory = directory.as_ref();
-        let blobs = directory.join("blobs");
-        let staging = Staging::open(directory.join("staging"))?;
+        let blobs = directory.join(BLOBS_FOLDER);
+        let staging = Staging::open(directory.join(staging::FOLDER))?;
         staging::make_folder(&blobs)?;
         staging::remove_temporary_files(&blobs)?;
         let objects = LocalFileSystem::new_with_prefix(&blobs)
@@ -122,6 +128,23 @@ impl ArtifactStore {
             }
         }
         Ok(missing)
+    }
+
+    /// Returns those of `blobs` that are not stored whole, in the order given: unlike [`Self::find_missing`] it reads them, so
+    /// that a damaged one is removed and can be sent again by whoever still has it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn find_unsound(&self, blobs: &[BlobRef]) -> Result<Vec<BlobRef>, ArtifactError> {
+        let mut unsound = Vec::new();
+        for blob in blobs {
+            match self.get(blob.sha256).await {
+                Ok(bytes) if bytes.len() as u64 == blob.size_bytes => {}
+                Ok(_) | Err(ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }) => unsound.push(*blob),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unsound)
     }
 
     /// Keeps room on the disk for the rest of an upload of `blob`, until the returned value is dropped; nothing for one that
@@ -389,13 +412,21 @@ impl Sweep<'_> {
     }
 }
 
-fn object_path(digest: Digest) -> ObjectPath {
+/// Returns where a blob lies within [`BLOBS_FOLDER`], with `/` between folders.
+pub fn path_of(digest: Digest, is_private: bool) -> String {
     let digits = digest.to_string();
-    ObjectPath::from(format!("sha256/{}/{digits}", &digits[..2]))
+    match is_private {
+        true => format!("{PRIVATE_FOLDER}/{digits}"),
+        false => format!("{SHARED_FOLDER}/{}/{digits}", &digits[..2]),
+    }
+}
+
+fn object_path(digest: Digest) -> ObjectPath {
+    ObjectPath::from(path_of(digest, false))
 }
 
 fn private_path(digest: Digest) -> ObjectPath {
-    ObjectPath::from(format!("private/{digest}"))
+    ObjectPath::from(path_of(digest, true))
 }
 
 async fn describe(bytes: &Bytes) -> Result<BlobRef, ArtifactError> {

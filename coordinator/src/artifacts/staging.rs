@@ -21,7 +21,12 @@ pub const UPLOADS_MAX: usize = 2048;
 /// without its coordinator.
 pub const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-const PARTIAL_SUFFIX: &str = ".partial";
+/// The folder of unfinished uploads, within the blob store's.
+pub const FOLDER: &str = "staging";
+/// How the name of an unfinished upload ends.
+pub const PARTIAL_SUFFIX: &str = ".partial";
+/// What is in the name of every file that the object store has not finished, and in no blob's.
+pub const UNFINISHED_MARK: char = '#';
 
 /// The folder of unfinished uploads.
 pub struct Staging {
@@ -35,11 +40,9 @@ impl Staging {
     /// When the folder cannot be made, read or cleaned.
     pub fn open(folder: PathBuf) -> Result<Self, ArtifactError> {
         make_folder(&folder)?;
-        let now = SystemTime::now();
         for entry in entries(&folder)? {
             let metadata = entry.metadata().map_err(ArtifactError::of_files("inspect an unfinished upload"))?;
-            let age = metadata.modified().ok().and_then(|changed| now.duration_since(changed).ok()).unwrap_or_default();
-            if metadata.is_file() && age > UPLOAD_AGE_MAX {
+            if metadata.is_file() && is_old(&metadata) {
                 fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove an old unfinished upload"))?;
             }
         }
@@ -128,6 +131,12 @@ impl Staging {
     }
 }
 
+/// Says whether a file was last written longer ago than [`UPLOAD_AGE_MAX`].
+pub fn is_old(metadata: &fs::Metadata) -> bool {
+    let age = metadata.modified().ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+    age.unwrap_or_default() > UPLOAD_AGE_MAX
+}
+
 /// Makes a folder and those above it.
 ///
 /// # Errors
@@ -146,7 +155,7 @@ pub fn remove_temporary_files(folder: &Path) -> Result<(), ArtifactError> {
         let kind = entry.file_type().map_err(ArtifactError::of_files("inspect a blob"))?;
         if kind.is_dir() {
             remove_temporary_files(&entry.path())?;
-        } else if entry.file_name().to_string_lossy().contains('#') {
+        } else if entry.file_name().to_string_lossy().contains(UNFINISHED_MARK) {
             fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove a half-written blob"))?;
         }
     }

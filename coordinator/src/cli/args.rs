@@ -32,6 +32,8 @@ Exit codes:
   5    the coordinator named by --server cannot be reached
   6    reproduce: not identical, though the determinism class is the same
   7    reproduce: not identical, and the determinism class is another one
+  8    fsck: something is damaged or missing
+  9    fsck, gc: a coordinator has the state folder open
   130  stopped by a signal; the same command with the same --state continues the run
 
 Environment:
@@ -172,6 +174,14 @@ pub struct OutputArgs {
     /// Form of the answer on standard output [default: table]
     #[arg(long, value_name = "table|json", hide_possible_values = true, env = "PLURALITY_OUTPUT", hide_env = true)]
     pub output: Option<OutputFormat>,
+}
+
+/// Names a state folder.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StateArgs {
+    /// The state folder [default: .plurality]
+    #[arg(long, value_name = "DIR", env = "PLURALITY_STATE", hide_env = true)]
+    pub state: Option<PathBuf>,
 }
 
 /// What is to be trained for the ladder, and where.
@@ -355,6 +365,27 @@ pub enum Command {
         /// How to reach the coordinator.
         #[command(flatten)]
         client: ClientArgs,
+    },
+    /// Checks everything in a state folder that no coordinator has open, and changes nothing
+    Fsck {
+        /// Which folder.
+        #[command(flatten)]
+        state: StateArgs,
+        /// Form of the answer.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Removes what no event names from a state folder that no coordinator has open
+    Gc {
+        /// Which folder.
+        #[command(flatten)]
+        state: StateArgs,
+        /// Removes nothing, only says what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// Form of the answer.
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Lists the built-in recipes with their network, size, published and own accuracy, or shows one
     #[command(args_conflicts_with_subcommands = true)]

@@ -1,4 +1,4 @@
-//! The commands that talk to a coordinator, and `recipes`.
+//! The commands that talk to a coordinator, those that look after a state folder, and `recipes`.
 
 use std::path::Path;
 
@@ -17,6 +17,7 @@ use crate::{
     client::{self, Client, Request},
     config::{ClientSettings, FileConfig},
     ladder::results::Ladder,
+    maintenance::{fsck, gc},
     progress::Progress,
     report,
 };
@@ -31,6 +32,19 @@ pub async fn run(command: Command, file: &FileConfig, bars: &MultiProgress) -> R
         }
         Command::Recipes { command: Some(RecipesCommand::Show { name, output }), .. }
         | Command::Recipes { command: None, name: Some(name), output } => show_recipe(&name, file.output(&output)),
+        Command::Fsck { state, output } => {
+            let folder = file.state(state.state.as_ref());
+            let checkup = fsck::check(&folder).await?;
+            answer(file.output(&output), &checkup, || checkup.text())?;
+            match checkup.damages() {
+                0 => Ok(()),
+                damages => Err(CliError::Damaged { damages, folder }),
+            }
+        }
+        Command::Gc { state, dry_run, output } => {
+            let collection = gc::collect(&file.state(state.state.as_ref()), dry_run).await?;
+            answer(file.output(&output), &collection, || collection.text())
+        }
         Command::Submit { request, continues, watch, client } => {
             submit(&file.client(&client), file, &request, continues, watch.then_some(bars)).await
         }

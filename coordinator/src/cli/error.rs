@@ -11,8 +11,10 @@ use crate::{
     driver::DriverError,
     ladder::plan::PlanError,
     local_workers::LocalWorkerError,
+    maintenance::MaintenanceError,
     report::files::WriteError,
     server::ServerError,
+    store::StoreError,
 };
 
 /// Done; what was asked for is there.
@@ -31,6 +33,10 @@ pub const EXIT_UNREACHABLE: u8 = 5;
 pub const EXIT_DIFFERENT: u8 = 6;
 /// A member that was trained again differs, and was trained in another determinism class.
 pub const EXIT_OTHER_CLASS: u8 = 7;
+/// Something in a state folder is damaged or missing.
+pub const EXIT_DAMAGED: u8 = 8;
+/// A coordinator has the state folder open.
+pub const EXIT_IN_USE: u8 = 9;
 /// Stopped by SIGINT or SIGTERM; what shells say of a program that SIGINT ended.
 pub const EXIT_STOPPED: u8 = 130;
 
@@ -116,6 +122,17 @@ pub enum CliError {
         /// What is wrong with it.
         source: LadderFileError,
     },
+    /// A state folder cannot be checked or cleaned.
+    #[error(transparent)]
+    Maintenance(#[from] MaintenanceError),
+    /// A state folder is not as it should be; what is wrong was printed.
+    #[error("{damages} files in state folder {folder} are damaged or missing")]
+    Damaged {
+        /// How many.
+        damages: usize,
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A signal ended it.
     #[error("stopped by {signal}; the same command with the same --state continues the run")]
     Stopped {
@@ -175,6 +192,10 @@ impl CliError {
             Self::Plan(_) | Self::OtherDataset { .. } | Self::LadderFile { .. } => EXIT_USAGE,
             Self::Different { .. } => EXIT_DIFFERENT,
             Self::OtherClass { .. } => EXIT_OTHER_CLASS,
+            Self::Maintenance(MaintenanceError::Store(StoreError::InUse { .. })) => EXIT_IN_USE,
+            Self::Maintenance(MaintenanceError::Store(StoreError::NoState { .. })) => EXIT_USAGE,
+            Self::Maintenance(_) => EXIT_ERROR,
+            Self::Damaged { .. } => EXIT_DAMAGED,
             Self::Stopped { .. } => EXIT_STOPPED,
             Self::WatchEnded { .. } | Self::Report { .. } | Self::Write(_) => EXIT_ERROR,
             Self::Output(_) | Self::System { .. } => EXIT_ERROR,

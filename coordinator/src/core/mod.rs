@@ -40,7 +40,7 @@ pub use event::{
 pub use invariants::Broken;
 pub use loss::{Loss, Trained};
 pub use pulse::{Beat, Pulse};
-pub use snapshots::DiscardedSnapshots;
+pub use snapshots::{BlobRole, DiscardedSnapshots, NamedBlob};
 pub use state::{AttemptStatus, MemberStatus, State};
 pub use time::{Context, Moment, Timing, WallTime};
 pub use view::{

@@ -6,7 +6,7 @@ use plurality_common::{
     attempt::SnapshotRef,
     blob::BlobRef,
     digest::Digest,
-    id::{AttemptId, WorkerId},
+    id::{AttemptId, MemberIndex, RunId, WorkerId},
     limits::SNAPSHOTS_KEPT,
 };
 
@@ -15,6 +15,36 @@ use super::{
     event::MemberResult,
     state::{Attempt, AttemptStatus, Member, State},
 };
+
+/// What a blob that an event names is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum BlobRole {
+    /// A file of the dataset that workers are given.
+    Dataset,
+    /// The labels of the test images, a private blob.
+    TestLabels,
+    /// A member's final weights.
+    Checkpoint,
+    /// Probabilities for the test images, the trainer's or the coordinator's own.
+    Predictions,
+    /// What another attempt may go on from.
+    Snapshot,
+}
+
+/// A blob that an event names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedBlob {
+    /// The blob.
+    pub blob: BlobRef,
+    /// What it is.
+    pub role: BlobRole,
+    /// The run that it belongs to.
+    pub run: RunId,
+    /// The number of the member that it belongs to; none for what the whole run shares.
+    pub member: Option<MemberIndex>,
+    /// Whether something is lost without it. What was refused, or came too late, only has its name in the log.
+    pub is_needed: bool,
+}
 
 /// Snapshots whose blobs nobody needs any more.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -105,7 +135,7 @@ impl State {
         if given_up.is_empty() {
             return DiscardedSnapshots { blobs: Vec::new(), next };
         }
-        let named = self.named_blobs();
+        let named: BTreeSet<Digest> = self.named_blobs().into_iter().map(|named| named.blob.sha256).collect();
         let unnamed: BTreeSet<Digest> = given_up.iter().filter(|digest| !named.contains(digest)).copied().collect();
         DiscardedSnapshots { blobs: unnamed.into_iter().collect(), next }
     }
@@ -114,26 +144,43 @@ impl State {
         self.discarded.extend(snapshots.into_iter().map(|snapshot| snapshot.blob.sha256));
     }
 
-    /// Returns every blob that is still needed.
-    fn named_blobs(&self) -> BTreeSet<Digest> {
-        let of_runs = self.runs.values().flat_map(|run| {
-            let dataset = &run.request.dataset;
-            [dataset.train_images, dataset.train_labels, dataset.test_images, run.request.test_labels]
+    /// Returns every blob that an event names and that was not given up, run by run.
+    pub fn named_blobs(&self) -> Vec<NamedBlob> {
+        let of_runs =
+            self.runs.values().flat_map(|run| {
+                let dataset = &run.request.dataset;
+                let files = [dataset.train_images, dataset.train_labels, dataset.test_images];
+                let files = files.map(|blob| (blob, BlobRole::Dataset));
+                files
+                    .into_iter()
+                    .chain([(run.request.test_labels, BlobRole::TestLabels)])
+                    .map(|(blob, role)| NamedBlob { blob, role, run: run.id.clone(), member: None, is_needed: true })
+            });
+        let of_attempts = self.attempts.values().flat_map(|attempt| {
+            let number = self.run(&attempt.run).request.number_of(attempt.member);
+            let is_needed = matches!(attempt.status, AttemptStatus::Won(_) | AttemptStatus::Verifying);
+            attempt.blobs().into_iter().map(move |(blob, role)| NamedBlob {
+                blob,
+                role,
+                run: attempt.run.clone(),
+                member: Some(number),
+                is_needed: is_needed || role == BlobRole::Snapshot,
+            })
         });
-        let of_attempts = self.attempts.values().flat_map(Attempt::blobs);
-        of_runs.chain(of_attempts).map(|blob| blob.sha256).collect()
+        of_runs.chain(of_attempts).collect()
     }
 }
 
 impl Attempt {
     /// Returns the blobs that it names.
-    fn blobs(&self) -> Vec<BlobRef> {
-        let mut blobs: Vec<BlobRef> = self.snapshots.iter().map(|snapshot| snapshot.blob).collect();
+    fn blobs(&self) -> Vec<(BlobRef, BlobRole)> {
+        let snapshots = self.snapshots.iter().map(|snapshot| (snapshot.blob, BlobRole::Snapshot));
+        let mut blobs: Vec<_> = snapshots.collect();
         if let Some(MemberResult { checkpoint, predictions, .. }) = self.result {
-            blobs.extend([checkpoint, predictions]);
+            blobs.extend([(checkpoint, BlobRole::Checkpoint), (predictions, BlobRole::Predictions)]);
         }
         if let AttemptStatus::Won(verification) = &self.status {
-            blobs.push(verification.predictions);
+            blobs.push((verification.predictions, BlobRole::Predictions));
         }
         blobs
     }

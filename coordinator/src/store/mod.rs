@@ -2,6 +2,8 @@
 //!
 //! A store holds events in the order in which they were appended, and loses none that it has acknowledged.
 
+mod closed;
+mod format;
 mod lock;
 pub mod memory;
 pub mod sqlite;
@@ -14,8 +16,10 @@ use thiserror::Error;
 
 use crate::core::Event;
 
+pub use closed::{ClosedFolder, LogCopy};
+pub use format::{FORMAT_FILE, STATE_FORMAT};
 pub use memory::MemoryStore;
-pub use sqlite::SqliteStore;
+pub use sqlite::{DATABASE_FILE, SqliteStore};
 
 /// What to do about a log that cannot be read: nothing in it can be made good again.
 const REMEDY: &str = "restore a copy of the state folder, or name another with --state";
@@ -46,6 +50,23 @@ pub enum StoreError {
     /// Another coordinator has the folder open.
     #[error("state folder {folder} is in use by another coordinator; stop it, or name another folder with --state")]
     InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The folder's record names another format.
+    #[error(
+        "state folder has format {found:?}, this program knows {known:?}; use the program that wrote it, or name another \
+         folder with --state"
+    )]
+    UnknownState {
+        /// What the record says; empty if that is no text.
+        found: String,
+        /// What this program reads.
+        known: &'static str,
+    },
+    /// There is no event log in the folder.
+    #[error("folder {folder} holds no coordinator's state; name one with --state")]
+    NoState {
         /// The folder.
         folder: PathBuf,
     },

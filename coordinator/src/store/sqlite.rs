@@ -8,11 +8,11 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteLockingMode, SqliteSynchronous},
 };
 
-use super::{EventStore, StoreError, lock::FolderLock};
+use super::{EventStore, StoreError, format, lock::FolderLock};
 use crate::core::{EVENTS_FORMAT, Event, OLDER_EVENTS_FORMATS};
 
 /// The database's name within the state folder.
-const DATABASE_FILE: &str = "events.sqlite";
+pub const DATABASE_FILE: &str = "events.sqlite";
 
 /// `meta` names the format; `events` holds one JSON text a row. `digest` is SHA-256 over the previous row's digest and
 /// this row's body, so that a changed, missing or moved row is found: SQLite itself does not check what it reads.
@@ -30,6 +30,7 @@ const CHAIN_START: &str = "plurality-events/1";
 const FULL_CODE: &str = "13";
 /// Set once the database is known to be ours: unlike the other settings it is written into the file.
 const WRITE_AHEAD: &str = "PRAGMA journal_mode = WAL";
+const CHECK_INTEGRITY: &str = "PRAGMA integrity_check";
 const READ_EVENTS: &str = "SELECT sequence, body, digest FROM events ORDER BY sequence";
 const APPEND_EVENT: &str = "INSERT INTO events (sequence, body, digest) VALUES (?, ?, ?)";
 
@@ -52,10 +53,11 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if another coordinator has it open, [`StoreError::UnknownFormat`] if another version wrote
-    /// it, [`StoreError::Folder`] and [`StoreError::Database`] if the system refuses.
+    /// [`StoreError::InUse`] if another coordinator has it open, [`StoreError::UnknownState`] and
+    /// [`StoreError::UnknownFormat`] if another version wrote it, [`StoreError::Folder`] and [`StoreError::Database`] if the system refuses.
     pub async fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = FolderLock::take(folder)?;
+        let has_record = format::check(folder)?;
         let options = SqliteConnectOptions::new()
             .filename(folder.join(DATABASE_FILE))
             .create_if_missing(true)
@@ -68,7 +70,21 @@ impl SqliteStore {
         if found == Found::Nothing {
             make_tables(&mut connection).await?;
         }
+        // Only now the folder is known to be ours.
+        if !has_record {
+            format::write(folder)?;
+        }
         Ok(Self { connection, last: 0, chain: empty_chain(), is_older: found == Found::Older, _lock: lock })
+    }
+}
+
+impl SqliteStore {
+    /// Has SQLite check its own file. Returns what is wrong with it, in SQLite's words.
+    pub(super) async fn check_integrity(&mut self) -> Result<Vec<String>, StoreError> {
+        let found = sqlx::query_scalar(CHECK_INTEGRITY).fetch_all(&mut self.connection).await;
+        let mut found: Vec<String> = found.map_err(failed_to("check its file"))?;
+        found.retain(|words| words != "ok");
+        Ok(found)
     }
 }
 

@@ -6,7 +6,7 @@ use plurality_common::id::{RunId, WorkerId};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
-use super::{EventStore, SqliteStore, StoreError};
+use super::{ClosedFolder, EventStore, FORMAT_FILE, LogCopy, SqliteStore, StoreError};
 use crate::core::{Event, RunOutcome, WallTime};
 
 fn event(number: i64) -> Event {
@@ -120,6 +120,72 @@ async fn a_second_coordinator_on_the_same_folder_is_refused() {
     assert!(error.to_string().ends_with(advice), "{error}");
     first.close().await.unwrap();
     open(folder.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_state_folder_of_another_version_is_refused_by_name_and_left_as_it_is() {
+    for record in [&b"plurality-state/9\n"[..], b"", b"\xff\xfe"] {
+        let folder = ten_events().await;
+        fs::write(folder.path().join(FORMAT_FILE), record).unwrap();
+        let before = fs::read(folder.path().join("events.sqlite")).unwrap();
+        let error = refusal(&folder).await;
+        assert!(matches!(error, StoreError::UnknownState { .. }), "{error}");
+        let known = "this program knows \"plurality-state/1\"; use the program that wrote it, or name another folder with --state";
+        assert!(error.to_string().ends_with(known), "{error}");
+        assert_eq!(fs::read(folder.path().join("events.sqlite")).unwrap(), before);
+        assert_eq!(fs::read(folder.path().join(FORMAT_FILE)).unwrap(), record);
+    }
+}
+
+#[tokio::test]
+async fn a_state_folder_without_a_record_is_taken_and_gets_one() {
+    let folder = ten_events().await;
+    let record = folder.path().join(FORMAT_FILE);
+    assert_eq!(fs::read_to_string(&record).unwrap(), "plurality-state/1\n");
+    fs::remove_file(&record).unwrap();
+    // What a coordinator leaves that was killed while it wrote the record.
+    fs::write(folder.path().join("format.new"), "plural").unwrap();
+    assert_eq!(open(folder.path()).await.unwrap().1, events(0..10));
+    assert_eq!(fs::read_to_string(&record).unwrap(), "plurality-state/1\n");
+    assert!(!folder.path().join("format.new").exists());
+}
+
+#[tokio::test]
+async fn a_copy_of_the_log_is_read_without_a_change_to_the_folder() {
+    let folder = TempDir::new().unwrap();
+    let (mut store, _) = open(folder.path()).await.unwrap();
+    store.append(&events(0..5)).await.unwrap();
+    // What a process that is killed here leaves behind, journal and all.
+    let remains = TempDir::new().unwrap();
+    for name in ["events.sqlite", "events.sqlite-wal", FORMAT_FILE] {
+        fs::copy(folder.path().join(name), remains.path().join(name)).unwrap();
+    }
+    let before = contents(remains.path());
+    let closed = ClosedFolder::take(remains.path()).unwrap();
+    assert!(closed.has_record().unwrap());
+    let mut copy = LogCopy::of(&closed).await.unwrap();
+    assert_eq!(copy.integrity().await.unwrap(), [""; 0]);
+    assert_eq!(copy.read().await.unwrap(), events(0..5));
+    copy.close().await.unwrap();
+    fs::remove_file(remains.path().join("lock")).unwrap();
+    assert_eq!(contents(remains.path()), before);
+}
+
+/// Returns the names and bytes of the files in `folder`.
+fn contents(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let mut contents: Vec<_> = entries.map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap())).collect();
+    contents.sort();
+    contents
+}
+
+#[tokio::test]
+async fn a_folder_in_use_or_without_a_log_is_not_taken() {
+    let folder = TempDir::new().unwrap();
+    assert!(matches!(ClosedFolder::take(folder.path()), Err(StoreError::NoState { .. })));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "a folder of somebody else is left as it is");
+    let (_store, _) = open(folder.path()).await.unwrap();
+    assert!(matches!(ClosedFolder::take(folder.path()), Err(StoreError::InUse { .. })));
 }
 
 #[tokio::test]
