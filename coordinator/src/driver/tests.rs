@@ -323,3 +323,85 @@ async fn the_driver_ends_when_nobody_holds_it_any_more() {
     task.await.unwrap().unwrap();
     assert!(changes.changed().await.is_err(), "who watches for changes learns of the end");
 }
+
+/// The bytes of a counter, so that two lives draw the same ids.
+fn counted() -> Box<dyn FnMut() -> [u8; 16] + Send> {
+    let mut drawn = 0_u128;
+    Box::new(move || {
+        drawn += 1;
+        // Low bytes first: a run's id is made of ten of them.
+        drawn.to_le_bytes()
+    })
+}
+
+/// Replaces what follows `mark` in `text`, up to a comma or bracket, as often as it comes.
+fn masked(text: &str, mark: &str) -> String {
+    let mut parts = text.split(mark);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let end = part.find([',', '}', ')']).unwrap_or(part.len());
+        format!("{text}{mark}…{}", &part[end..])
+    })
+}
+
+/// Lives through one life of two runs and two workers, of which one falls silent, by the wall clock `wall`. Returns what
+/// happened and when by the monotonic clock, and what is seen at the end, all but the times of the wall clock.
+async fn life_by(wall: impl FnMut() -> WallTime + Send + 'static) -> (Vec<(Duration, String)>, String) {
+    let store = MemoryStore::default();
+    let environment = Environment { timing: Timing::default(), fresh: counted(), wall: Box::new(wall) };
+    let (handle, _task) = Driver::spawn(store.clone(), environment).await.unwrap();
+    let began = Instant::now();
+    let steady = handle.register(registration("steady", vec![])).await.unwrap().worker;
+    let silent = handle.register(registration("silent", vec![])).await.unwrap().worker;
+    let runs = [
+        handle.submit(request(2), Some(1), false).await.unwrap().run,
+        handle.submit(request(1), Some(2), false).await.unwrap().run,
+    ];
+    let first = only_start(&handle.sync(idle(&steady)).await.unwrap()).handle.clone();
+    only_start(&handle.sync(idle(&silent)).await.unwrap());
+    let mut happened = Vec::new();
+    let mut seen = 0;
+    let mut note = |at: Duration| {
+        let events = store.events();
+        happened.extend(events[seen..].iter().map(|event| (at, serde_json::to_string(event).unwrap())));
+        seen = events.len();
+    };
+    // The last heartbeats come long after the lease of the silent worker, and after its orphan window.
+    while began.elapsed() < limits::ORPHAN_TIMEOUT + 2 * limits::LEASE {
+        assert_eq!(handle.sync(busy(&steady, &first)).await.unwrap(), []);
+        note(began.elapsed());
+    }
+    assert_eq!(handle.commit(first, result()).await.unwrap(), CommitVerdict::Accepted);
+    let attempt = handle.pending_verifications().await.unwrap()[0].attempt.clone();
+    let verification =
+        Verification { test_correct: 1, test_total: 1, disagreements: 0, predictions: BlobRef::of(b"verified") };
+    handle.verified(attempt, VerificationOutcome::Accepted(verification)).await.unwrap();
+    only_start(&handle.sync(idle(&steady)).await.unwrap());
+    note(began.elapsed());
+    let mut views = format!("{:?}", handle.run_views().await.unwrap());
+    // A run's id begins with the wall clock's time, for people; who was first is known without it.
+    for (number, run) in runs.iter().enumerate() {
+        views = views.replace(run.as_str(), &format!("run {number}"));
+        happened.iter_mut().for_each(|(_, event)| *event = event.replace(run.as_str(), &format!("run {number}")));
+    }
+    let happened = happened.into_iter().map(|(at, event)| (at, masked(&event, "\"at\":"))).collect();
+    (happened, masked(&views, "WallTime("))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_by_hours_changes_nothing_but_the_times_that_people_are_shown() {
+    const HOUR: i64 = 60 * 60 * 1000;
+    let (happened, views) = life_by(|| WallTime(1_700_000_000_000)).await;
+    let kinds = ["attempt-suspected", "attempt-lost", "member-committed"];
+    for kind in kinds {
+        assert!(happened.iter().any(|(_, event)| event.contains(kind)), "no {kind} in {happened:?}");
+    }
+    let mut looks = 0;
+    let jumping = move || {
+        looks += 1;
+        WallTime(1_700_000_000_000 + [0, 5, -7, 26, -1][looks % 5] * HOUR)
+    };
+    let jumped = life_by(jumping).await;
+    assert_eq!(jumped.0, happened);
+    assert_eq!(jumped.1, views);
+}
