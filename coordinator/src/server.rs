@@ -134,7 +134,7 @@ impl Server {
         let judge =
             Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), checker };
         let judging = tokio::spawn(judge.run(stopping.clone()));
-        let sweeper = Sweeper { driver: driver.clone(), artifacts: artifacts.clone() };
+        let sweeper = Sweeper { driver: driver.clone(), artifacts: artifacts.clone(), dataset: Arc::clone(&dataset) };
         let sweeping = tokio::spawn(sweeper.run(stopping.clone()));
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
         let runs = Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, stopping: stopping.clone() };
@@ -196,7 +196,7 @@ impl Server {
             swept = sweeping => {
                 self.sweeping = None;
                 match swept {
-                    Ok(()) => ServerError::Ended { part: "removal of snapshots" },
+                    Ok(()) => ServerError::Ended { part: "removal of blobs" },
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 }
             }

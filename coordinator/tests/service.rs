@@ -467,6 +467,40 @@ async fn a_result_that_was_damaged_on_disk_is_asked_for_again_by_its_commit() {
 }
 
 #[tokio::test]
+async fn an_old_blob_that_no_event_names_is_removed_and_a_named_one_stays() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = worker.start().await;
+    let result = Trained::of(&start);
+    let [old, new] = [b"sent a day ago", b"sent just now!"];
+    for bytes in [&result.checkpoint[..], &result.predictions, old, new] {
+        worker.upload(bytes, 0).await.unwrap();
+    }
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    House::last_completed(&mut house.client().await).await;
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(48 * 60 * 60);
+    for file in files_below(&house.folder.path().join("state/artifacts/blobs")) {
+        if fs::read(&file).unwrap() != new {
+            fs::File::options().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    let house = house.reopen().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    worker.gone(old).await;
+    for bytes in [&result.checkpoint[..], &result.predictions, new] {
+        assert!(worker.status(BlobRef::of(bytes)).await.is_complete);
+    }
+    assert!(house.client().await.report("last").await.is_ok());
+}
+
+/// Returns the files below `folder`.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test]
 async fn a_snapshot_is_handed_on_to_the_next_worker_of_its_class() {
     let house = House::open().await;
     let mut first = FakeWorker::connect(&house).await;

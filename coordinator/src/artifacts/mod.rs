@@ -5,10 +5,17 @@
 //! What must never be sent to anyone (the correct labels of test images) lies apart under `private/` and is found only by
 //! [`ArtifactStore::get_private`]. What a blob means is decided elsewhere.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::{Bytes, BytesMut};
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
+use futures::StreamExt as _;
+use object_store::{
+    MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath,
+};
 use plurality_common::{
     blob::BlobRef,
     digest::{Digest, Hasher},
@@ -30,6 +37,12 @@ pub const BLOBS_FOLDER: &str = "blobs";
 const SHARED_FOLDER: &str = "sha256";
 /// The folder of blobs that are given to nobody.
 const PRIVATE_FOLDER: &str = "private";
+/// Age from which a blob that no event names is removed: as for an upload that nobody goes on with, well beyond the hour for
+/// which a worker may hold a result whose blobs it has sent.
+pub const UNNAMED_AGE_MAX: Duration = staging::UPLOAD_AGE_MAX;
+/// Age from which a blob that is put again is written again, so that it counts as new: half of [`UNNAMED_AGE_MAX`], so that
+/// whoever puts a blob has the other half to name it.
+const RENEWAL_AGE: Duration = Duration::from_secs(UNNAMED_AGE_MAX.as_secs() / 2);
 /// Bytes of a staged file moved into the store at once: above the 5 MiB that object stores demand of a part.
 const PART_BYTES: usize = 8 << 20;
 /// Locks for uploads, one for each value of a digest's first byte: uploads of one blob take turns, others rarely meet.
@@ -225,7 +238,8 @@ impl ArtifactStore {
         Ok(committed_bytes)
     }
 
-    /// Stores `bytes` and returns their reference. What is stored already is read, so that it is replaced if it is damaged.
+    /// Stores `bytes` and returns their reference. What is stored already is read, so that it is replaced if it is damaged, and
+    /// written again if it is old, so that it is not removed before an event names it.
     ///
     /// # Errors
     /// When there are too many bytes or the store fails.
@@ -234,8 +248,8 @@ impl ArtifactStore {
         let blob = describe(&bytes).await?;
         check_size(blob)?;
         match self.get(blob.sha256).await {
-            Ok(_) => Ok(blob),
-            Err(ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }) => {
+            Ok(_) if !self.is_older(blob.sha256, RENEWAL_AGE).await? => Ok(blob),
+            Ok(_) | Err(ArtifactError::NotFound { .. } | ArtifactError::Damaged { .. }) => {
                 self.write(object_path(blob.sha256), blob.sha256, bytes).await?;
                 Ok(blob)
             }
@@ -253,6 +267,30 @@ impl ArtifactStore {
         check_size(blob)?;
         self.write(private_path(blob.sha256), blob.sha256, bytes).await?;
         Ok(blob)
+    }
+
+    /// Returns the blobs that were written longer ago than [`UNNAMED_AGE_MAX`], private ones apart.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn find_old(&self) -> Result<Vec<Digest>, ArtifactError> {
+        let mut entries = self.objects.list(Some(&ObjectPath::from(SHARED_FOLDER)));
+        let mut old = Vec::new();
+        while let Some(meta) = entries.next().await {
+            let meta = meta.map_err(ArtifactError::of_store("list the blobs"))?;
+            let digest: Option<Digest> = meta.location.filename().and_then(|name| name.parse().ok());
+            old.extend(digest.filter(|_| age_of(&meta) > UNNAMED_AGE_MAX));
+        }
+        Ok(old)
+    }
+
+    /// Says whether a blob was written longer ago than `age`; one that is not there was.
+    async fn is_older(&self, digest: Digest, age: Duration) -> Result<bool, ArtifactError> {
+        match self.objects.head(&object_path(digest)).await {
+            Ok(meta) => Ok(age_of(&meta) > age),
+            Err(object_store::Error::NotFound { .. }) => Ok(true),
+            Err(source) => Err(ArtifactError::of_store("look up a blob")(source)),
+        }
     }
 
     /// Keeps every blob for as long as the returned value lives.
@@ -399,6 +437,18 @@ impl ArtifactStore {
 }
 
 impl Sweep<'_> {
+    /// Removes a blob unless it was written anew since it was found to be old. Says whether it is gone.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn remove_old(&self, digest: Digest) -> Result<bool, ArtifactError> {
+        let is_old = self.store.is_older(digest, UNNAMED_AGE_MAX).await?;
+        if is_old {
+            self.remove(digest).await?;
+        }
+        Ok(is_old)
+    }
+
     /// Removes a blob; one that is not stored is no error.
     ///
     /// # Errors
@@ -419,6 +469,12 @@ pub fn path_of(digest: Digest, is_private: bool) -> String {
         true => format!("{PRIVATE_FOLDER}/{digits}"),
         false => format!("{SHARED_FOLDER}/{}/{digits}", &digits[..2]),
     }
+}
+
+/// Returns how long ago a blob was written; nothing if the clock was set back since.
+fn age_of(meta: &ObjectMeta) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_secs(meta.last_modified.timestamp().try_into().unwrap_or(0)))
 }
 
 fn object_path(digest: Digest) -> ObjectPath {

@@ -377,6 +377,27 @@ async fn nothing_is_removed_while_somebody_needs_everything_kept() {
     assert_eq!(store.find_missing(&[blob]).await.unwrap(), [blob]);
 }
 
+/// Makes a stored blob look as if it was written `age` ago.
+fn age(folder: &TempDir, blob: BlobRef, age: Duration) {
+    let file = fs::File::options().write(true).open(stored_file(folder, blob)).unwrap();
+    file.set_modified(SystemTime::now() - age).unwrap();
+}
+
+#[tokio::test]
+async fn only_a_blob_that_is_still_old_is_removed_as_such() {
+    let (folder, store) = store();
+    let blob = store.put(sample(10)).await.unwrap();
+    store.put_private(sample(11)).await.unwrap();
+    assert_eq!(store.find_old().await.unwrap(), []);
+    age(&folder, blob, UNNAMED_AGE_MAX * 2);
+    assert_eq!(store.find_old().await.unwrap(), [blob.sha256]);
+    store.put(sample(10)).await.unwrap();
+    assert!(!store.sweep().await.remove_old(blob.sha256).await.unwrap(), "it was put again");
+    age(&folder, blob, UNNAMED_AGE_MAX * 2);
+    assert!(store.sweep().await.remove_old(blob.sha256).await.unwrap());
+    assert_eq!(store.find_missing(&[blob]).await.unwrap(), [blob]);
+}
+
 #[tokio::test]
 async fn a_blob_that_cannot_be_removed_is_an_error_of_the_store() {
     let (folder, store) = store();

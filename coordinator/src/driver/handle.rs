@@ -15,8 +15,8 @@ use tokio::{
 
 use super::{Message, TICKS_PER_LEASE};
 use crate::core::{
-    Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, PendingVerification, Refusal,
-    Registered, Registration, Reply, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport, Timing,
+    Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, NamedBlob, PendingVerification,
+    Refusal, Registered, Registration, Reply, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport, Timing,
     VerificationOutcome, WorkerView, World,
 };
 
@@ -298,6 +298,15 @@ impl Handle {
     /// [`DriverError::Stopped`] if nobody will answer.
     pub async fn discarded_snapshots(&self, from: usize, limit: usize) -> Result<DiscardedSnapshots, DriverError> {
         self.ask(move |world, _| world.state.discarded_snapshots(from, limit)).await
+    }
+
+    /// Lists every blob that an event names and that was not given up.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Stopped`] if nobody will answer.
+    pub async fn named_blobs(&self) -> Result<Vec<NamedBlob>, DriverError> {
+        self.ask(|world, _| world.state.named_blobs()).await
     }
 
     /// Returns a counter that moves whenever something has happened that is stored. Progress is not: who shows it asks
