@@ -25,6 +25,24 @@ pub const CHUNK_BYTES: usize = 512 * 1024;
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest blob accepted: ten times the largest file of the known datasets.
 pub const BLOB_BYTES_MAX: u64 = 1 << 30;
+/// Most connections a coordinator holds: a worker has two. Below the 1,024 descriptors that most systems give a process.
+pub const CONNECTIONS_MAX: usize = 800;
+/// Most calls at a time on one connection; a client keeps further ones back by itself. A worker has one heartbeat on one
+/// connection, and on the other a few uploads beside short calls that may wait for one another.
+pub const CALLS_PER_CONNECTION_MAX: u32 = 256;
+/// Most uploads a worker sends at a time: more would only share its network.
+pub const UPLOADS_PER_WORKER_MAX: usize = 4;
+/// Most uploads a coordinator takes at a time on one connection: a worker's, twice over, since one that broke off may still
+/// count.
+pub const UPLOADS_PER_CONNECTION_MAX: usize = 2 * UPLOADS_PER_WORKER_MAX;
+/// Most uploads a coordinator takes at a time: each may hold 8 MiB in memory while it is checked.
+pub const UPLOADS_AT_ONCE_MAX: usize = 32;
+/// Most bytes that the blobs being uploaded have together: four of the largest.
+pub const UPLOAD_BYTES_MAX: u64 = 4 * BLOB_BYTES_MAX;
+/// Most downloads a coordinator sends at a time: each holds a chunk or two in memory.
+pub const DOWNLOADS_AT_ONCE_MAX: usize = 256;
+/// Most watchers of runs: each makes a picture of its run up to four times a second.
+pub const WATCHERS_MAX: usize = 128;
 /// Most members of a run.
 pub const ENSEMBLE_MAX: u32 = 1000;
 /// Most slots of a worker.

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use plurality_common::limits::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX};
+use plurality_common::limits::{
+    CALLS_PER_CONNECTION_MAX, CONNECTIONS_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, WATCHERS_MAX,
+};
 use plurality_proto::v1::{
     blob_service_server::BlobServiceServer, run_service_server::RunServiceServer,
     worker_service_server::WorkerServiceServer,
@@ -15,7 +17,7 @@ use plurality_proto::v1::{
 use thiserror::Error;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{disk::DiskWatch, judge::Judge, sweep::Sweeper};
@@ -26,19 +28,18 @@ use crate::{
     core::Timing,
     dataset::{Dataset, DatasetError, Source, TestSets},
     driver::{self, Driver, Environment, StartError},
-    service::{blob::Blobs, run::Runs, worker::Workers},
+    service::{blob::Blobs, gate::Gate, run::Runs, worker::Workers},
     store::{SqliteStore, StoreError},
     verify::Checker,
 };
 
+mod connections;
 mod disk;
 mod judge;
 mod sweep;
 
 /// The blobs, within the state folder.
 pub const ARTIFACTS_NAME: &str = "artifacts";
-/// Most calls at a time on one connection. A worker has one heartbeat and one upload a slot; the rest is head-room.
-const CALLS_PER_CONNECTION_MAX: u32 = 1280;
 /// How long calls may take to end when the coordinator stops. Streams and long polls end by themselves at once; a silent
 /// HTTP/2 peer would hold the server for the whole keepalive.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -137,13 +138,15 @@ impl Server {
         let sweeper = Sweeper { driver: driver.clone(), artifacts: artifacts.clone(), dataset: Arc::clone(&dataset) };
         let sweeping = tokio::spawn(sweeper.run(stopping.clone()));
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
-        let runs = Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, stopping: stopping.clone() };
+        let watchers = Gate::new("watchers", WATCHERS_MAX);
+        let runs =
+            Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, watchers, stopping: stopping.clone() };
         let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
         let blobs = Blobs::new(artifacts.clone(), stopping.clone());
         let health = HealthReporter::new();
         let router = router(workers, blobs, runs, &health, settings.has_reflection).await;
         let watching = tokio::spawn(DiskWatch { artifacts, health: health.clone() }.run(stopping.clone()));
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = connections::accept(listener, CONNECTIONS_MAX);
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
         tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
         let (driving, judging, sweeping) = (Some(driving), Some(judging), Some(sweeping));

@@ -48,6 +48,8 @@ use crate::support::{RECIPE, TEST_IMAGES, ZEROS, write_dataset};
 
 #[path = "service/ladder.rs"]
 mod ladder;
+#[path = "service/limits.rs"]
+mod limits;
 #[path = "service/reproduce.rs"]
 mod reproduce;
 mod support;

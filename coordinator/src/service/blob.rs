@@ -1,15 +1,22 @@
 //! `BlobService`: blobs in chunks, resumable by offset.
 
-use std::pin::Pin;
+use std::{net::SocketAddr, pin::Pin};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use plurality_common::{blob::BlobRef, digest::Digest, limits::CHUNK_BYTES};
+use plurality_common::{
+    blob::BlobRef,
+    digest::Digest,
+    limits::{CHUNK_BYTES, DOWNLOADS_AT_ONCE_MAX, UPLOAD_BYTES_MAX, UPLOADS_AT_ONCE_MAX, UPLOADS_PER_CONNECTION_MAX},
+};
 use plurality_proto::v1::{self, blob_service_server::BlobService};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status::ServiceError;
+use super::{
+    gate::{Gate, Place, UploadGate, UploadLimits},
+    status::ServiceError,
+};
 use crate::artifacts::{self, ArtifactStore};
 
 /// Most blobs asked for in one `FindMissing`: every checkpoint and prediction of the largest ensemble, twice over.
@@ -18,23 +25,35 @@ const FIND_MAX: usize = 4096;
 /// Sends and takes blobs.
 pub struct Blobs {
     artifacts: ArtifactStore,
+    uploads: UploadGate,
+    downloads: Gate,
     stopping: CancellationToken,
 }
 
 impl Blobs {
     /// Serves `artifacts` until `stopping` is cancelled.
     pub fn new(artifacts: ArtifactStore, stopping: CancellationToken) -> Self {
-        Self { artifacts, stopping }
+        let uploads = UploadGate::new(UploadLimits {
+            uploads: UPLOADS_AT_ONCE_MAX,
+            uploads_per_connection: UPLOADS_PER_CONNECTION_MAX,
+            bytes: UPLOAD_BYTES_MAX,
+        });
+        Self { artifacts, uploads, downloads: Gate::new("downloads", DOWNLOADS_AT_ONCE_MAX), stopping }
     }
 
-    async fn store(&self, mut requests: Streaming<v1::UploadRequest>) -> Result<u64, ServiceError> {
+    async fn store(
+        &self,
+        mut requests: Streaming<v1::UploadRequest>,
+        connection: Option<SocketAddr>,
+    ) -> Result<u64, ServiceError> {
         let mut blob: Option<BlobRef> = None;
-        let mut _room_until_stored = None;
+        let mut _until_stored = None;
         let mut committed_bytes = 0;
         while let Some(request) = requests.message().await.map_err(ServiceError::Broken)? {
             let named = blob_ref("blob", request.blob)?;
             if blob.is_none() {
-                _room_until_stored = self.artifacts.make_room(named).await?;
+                let place = self.uploads.enter(connection, named)?;
+                _until_stored = Some((place, self.artifacts.make_room(named).await?));
             }
             if *blob.get_or_insert(named) != named {
                 return Err(ServiceError::field("blob", "the same blob in every chunk", named.sha256));
@@ -67,8 +86,10 @@ impl Blobs {
         let digest: Digest =
             request.sha256.parse().map_err(|error| ServiceError::field("sha256", "a digest", error))?;
         let offset_bytes = request.offset_bytes;
+        let place = self.downloads.enter()?;
         let next = self.artifacts.read_chunk(digest, offset_bytes, CHUNK_BYTES).await?;
-        Ok(Chunks { artifacts: self.artifacts.clone(), digest, offset_bytes, next, stopping: self.stopping.clone() })
+        let (artifacts, stopping) = (self.artifacts.clone(), self.stopping.clone());
+        Ok(Chunks { artifacts, digest, offset_bytes, next, stopping, _place: place })
     }
 }
 
@@ -81,6 +102,7 @@ struct Chunks {
     /// Empty at the end.
     next: Bytes,
     stopping: CancellationToken,
+    _place: Place,
 }
 
 impl Chunks {
@@ -117,8 +139,9 @@ impl BlobService for Blobs {
         &self,
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
+        let connection = request.remote_addr();
         let committed_bytes = tokio::select! {
-            stored = self.store(request.into_inner()) => stored?,
+            stored = self.store(request.into_inner(), connection) => stored?,
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping.into()),
         };
         Ok(Response::new(v1::UploadResponse { committed_bytes }))

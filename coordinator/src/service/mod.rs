@@ -3,6 +3,7 @@
 //! Nothing here decides; a generated type goes no further than this module.
 
 pub mod blob;
+pub mod gate;
 pub mod run;
 mod show;
 pub mod status;

@@ -16,7 +16,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{show, status::ServiceError, worker::SOFTWARE_VERSION};
+use super::{
+    gate::{Gate, Place},
+    show,
+    status::ServiceError,
+    worker::SOFTWARE_VERSION,
+};
 use crate::{
     board::{Comparison, Results, VoteBoard},
     cli::error::chain,
@@ -41,6 +46,8 @@ pub struct Runs {
     pub dataset: Arc<Dataset>,
     /// Counts votes and makes reports.
     pub board: Arc<VoteBoard>,
+    /// Lets watchers in.
+    pub watchers: Gate,
     /// Ends the streams.
     pub stopping: CancellationToken,
 }
@@ -161,6 +168,7 @@ struct Watching {
     changes: watch::Receiver<u64>,
     /// The picture sent last, and when.
     last: Option<(v1::Run, Instant)>,
+    _place: Place,
 }
 
 impl Watching {
@@ -235,7 +243,8 @@ impl RunService for Runs {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let run = self.find(request.into_inner().run).await?;
-        let watching = Watching { runs: self.clone(), run, changes: self.driver.changes(), last: None };
+        let place = self.watchers.enter().map_err(ServiceError::from)?;
+        let watching = Watching { runs: self.clone(), run, changes: self.driver.changes(), last: None, _place: place };
         Ok(Response::new(Box::pin(stream::try_unfold(watching, Watching::step))))
     }
 

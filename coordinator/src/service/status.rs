@@ -5,6 +5,7 @@ use thiserror::Error;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::gate::Overload;
 use crate::{
     artifacts::ArtifactError,
     board::BoardError,
@@ -41,6 +42,9 @@ pub enum ServiceError {
     /// The caller's stream broke.
     #[error("stream of the caller broke")]
     Broken(#[source] Status),
+    /// More is asked for than is done at a time.
+    #[error(transparent)]
+    Overload(#[from] Overload),
     /// The coordinator is being stopped.
     #[error("coordinator is stopping, try again later")]
     Stopping,
@@ -65,7 +69,7 @@ impl ServiceError {
             Self::Driver(DriverError::Stopped) => Code::Unavailable,
             Self::Board(error) => board_code(error),
             Self::Broken(status) => status.code(),
-            Self::Stopping => Code::Unavailable,
+            Self::Overload(_) | Self::Stopping => Code::Unavailable,
         }
     }
 }
@@ -136,7 +140,7 @@ mod tests {
     use plurality_common::{digest::Digest, limits::BLOB_BYTES_MAX, recipe::parse::recipe_from_json};
 
     use super::*;
-    use crate::artifacts::room::Shortage;
+    use crate::{artifacts::room::Shortage, service::gate::Gate};
 
     fn code(error: impl Into<ServiceError>) -> Code {
         Status::from(error.into()).code()
@@ -170,6 +174,7 @@ mod tests {
     #[test]
     fn a_coordinator_that_stops_asks_to_try_again() {
         assert_eq!(code(ServiceError::Stopping), Code::Unavailable);
+        assert_eq!(code(Gate::new("calls", 0).enter().unwrap_err()), Code::Unavailable);
         assert_eq!(code(DriverError::Stopped), Code::Unavailable);
         assert_eq!(code(ArtifactError::Stopped), Code::Unavailable);
         assert_eq!(code(BoardError::Stopped), Code::Unavailable);

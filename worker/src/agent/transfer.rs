@@ -3,17 +3,21 @@
 use std::{
     io::{self, SeekFrom},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES};
+use plurality_common::{
+    blob::BlobRef,
+    limits::{CHUNK_BYTES, UPLOADS_PER_WORKER_MAX},
+};
 use plurality_proto::v1::{self, blob_service_client::BlobServiceClient};
 use thiserror::Error;
 use tokio::{
     fs::{File, OpenOptions},
     io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -69,6 +73,8 @@ pub enum Sent {
 #[derive(Clone, Debug)]
 pub struct Transfer {
     blobs: BlobServiceClient<Channel>,
+    /// One permit for each upload that may be under way. Whoever waits to try again holds none.
+    uploads: Arc<Semaphore>,
     link: watch::Receiver<Link>,
 }
 
@@ -89,7 +95,8 @@ impl From<Status> for Cut {
 impl Transfer {
     /// Moves blobs over `channel`.
     pub fn new(channel: Channel, link: watch::Receiver<Link>) -> Self {
-        Self { blobs: BlobServiceClient::new(channel), link }
+        let uploads = Arc::new(Semaphore::new(UPLOADS_PER_WORKER_MAX));
+        Self { blobs: BlobServiceClient::new(channel), uploads, link }
     }
 
     /// Appends to `partial` what is missing of `blob`, for as long as it takes. The digest is not checked here.
@@ -202,6 +209,7 @@ impl Transfer {
     }
 
     async fn upload_rest(&self, blob: BlobRef, path: &Path, offset_bytes: u64) -> Result<u64, Cut> {
+        let _until_sent = self.uploads.acquire().await.expect("uploads are never forbidden");
         let mut file = File::open(path).await.map_err(|error| Cut::File("open", error))?;
         file.seek(SeekFrom::Start(offset_bytes)).await.map_err(|error| Cut::File("seek in", error))?;
         let (queue, queued) = mpsc::channel(CHUNKS_QUEUED_MAX);

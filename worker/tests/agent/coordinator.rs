@@ -56,6 +56,11 @@ pub struct Notes {
     pub cut_uploads: VecDeque<usize>,
     /// What every upload is refused with, while it is set.
     pub upload_refusal: Option<Status>,
+    /// Uploads neither begin nor end while it is set.
+    pub holds_uploads: bool,
+    /// Uploads under way, and most that ever were.
+    pub uploads_now: usize,
+    pub uploads_peak: usize,
     /// Uploads that were refused.
     pub uploads_refused: usize,
     /// Outcomes of the next commits; accepted when empty.
@@ -354,6 +359,18 @@ impl BlobService for Shared {
             }
             None => Ok(()),
         })?;
+        self.note(|notes| {
+            notes.uploads_now += 1;
+            notes.uploads_peak = notes.uploads_peak.max(notes.uploads_now);
+        });
+        loop {
+            let news = self.news.notified();
+            if !self.note(|notes| notes.holds_uploads) {
+                break;
+            }
+            news.await;
+        }
+        self.note(|notes| notes.uploads_now -= 1);
         let chunks_max = self.note(|notes| notes.cut_uploads.pop_front()).unwrap_or(usize::MAX);
         let mut committed_bytes = 0;
         let mut chunks = 0;

@@ -11,12 +11,15 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES};
+use plurality_common::{
+    blob::BlobRef,
+    limits::{CHUNK_BYTES, UPLOADS_PER_WORKER_MAX},
+};
 use plurality_proto::v1::{self, AttemptPhase, CommitOutcome, FailureKind, instruction::Kind};
 use tonic::Status;
 
 use self::{
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Notes},
     worker::{Place, Worker},
 };
 
@@ -519,4 +522,43 @@ fn refused_uploads(refusal: Status) -> (Coordinator, Worker) {
     });
     worker.let_go();
     (coordinator, worker)
+}
+
+#[test]
+fn a_busy_coordinator_is_asked_again_until_it_takes_the_result() {
+    let (coordinator, worker) = refused_uploads(Status::unavailable("at most 32 uploads at a time"));
+    worker.says("failed to send a file: at most 32 uploads at a time; trying again");
+    coordinator.wait("it comes back", |notes| notes.uploads_refused >= 3);
+    coordinator.note(|notes| notes.upload_refusal = None);
+    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    coordinator.note(|notes| assert!(notes.failures.is_empty(), "{:?}", notes.failures));
+}
+
+#[test]
+fn a_worker_sends_only_so_many_files_at_a_time() {
+    let coordinator = Coordinator::start();
+    let members = UPLOADS_PER_WORKER_MAX + 2;
+    // Each has other bytes, so that each is sent.
+    let images = |member| format!("images {member}");
+    for member in 0..members {
+        coordinator.offer(u32::try_from(member).unwrap(), images(member).as_bytes());
+    }
+    let slots = members.to_string();
+    let worker = Worker::start(&coordinator, "wait", &["--slots", &slots, "--threads-per-slot", "1"]);
+    let are_in = |notes: &Notes, phase| (0..members).all(|member| notes.is_in(&format!("attempt-{member}"), phase));
+    coordinator.wait("all train", |notes| are_in(notes, AttemptPhase::Training));
+    coordinator.note(|notes| {
+        // The fake trainer's checkpoint equals the images: it is sent only if the coordinator has lost them.
+        for member in 0..members {
+            notes.blobs.remove(&BlobRef::of(images(member).as_bytes()).sha256.to_string());
+        }
+        notes.holds_uploads = true;
+    });
+    worker.let_go();
+    coordinator.wait("all are trained and as many as may be are on their way", |notes| {
+        are_in(notes, AttemptPhase::Uploading) && notes.uploads_now == UPLOADS_PER_WORKER_MAX
+    });
+    coordinator.note(|notes| notes.holds_uploads = false);
+    coordinator.wait("all are committed", |notes| notes.commits.len() == members);
+    assert_eq!(coordinator.note(|notes| notes.uploads_peak), UPLOADS_PER_WORKER_MAX);
 }

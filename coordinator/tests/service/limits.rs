@@ -1,0 +1,87 @@
+//! More than is done at a time: refused with words, and taken when there is room.
+
+use std::collections::VecDeque;
+
+use futures::{StreamExt as _, future::join_all};
+use plurality_common::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, UPLOADS_PER_CONNECTION_MAX, WATCHERS_MAX};
+use plurality_proto::v1::run_service_client::RunServiceClient;
+use tokio::task::JoinSet;
+
+use super::*;
+
+/// How long a call must stay unanswered to count as kept back.
+const KEPT_BACK: Duration = Duration::from_millis(300);
+
+async fn channel(house: &House) -> Channel {
+    Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_watcher_beyond_the_limit_is_refused_and_taken_when_another_leaves() {
+    let house = House::open().await;
+    let run = house.submit(1).await.run_id;
+    let runs = RunServiceClient::new(channel(&house).await);
+    let watch = || {
+        let (mut runs, request) = (runs.clone(), v1::WatchRequest { run: run.clone() });
+        async move { runs.watch(request).await }
+    };
+    let mut watching: VecDeque<_> = join_all((0..WATCHERS_MAX).map(|_| watch())).await.into();
+    assert!(watching.iter().all(Result::is_ok));
+    let refusal = watch().await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unavailable);
+    assert!(refusal.message().contains("at most 128 watchers at a time"), "{refusal:?}");
+    drop(watching.pop_front());
+    timeout(DEADLINE, async { while watch().await.is_err() {} }).await.expect("there is a place in time");
+}
+
+#[tokio::test]
+async fn an_upload_beyond_the_limit_is_refused_and_taken_when_another_ends() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let mut uploads = JoinSet::new();
+    for number in 0..UPLOADS_PER_CONNECTION_MAX {
+        let bytes = format!("{number:02}");
+        let blob = BlobRef::of(bytes.as_bytes());
+        let chunk = Bytes::copy_from_slice(&bytes.as_bytes()[..1]);
+        let first = v1::UploadRequest { blob: Some(blob.into()), offset_bytes: 0, chunk };
+        let mut blobs = worker.blobs.clone();
+        uploads.spawn(async move { blobs.upload(stream::iter([first]).chain(stream::pending())).await });
+        timeout(DEADLINE, async { while worker.status(blob).await.committed_bytes == 0 {} }).await.unwrap();
+    }
+    let refusal = worker.upload(b"one more", 0).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unavailable);
+    assert!(refusal.message().contains("at most 8 uploads of one worker at a time"), "{refusal:?}");
+    uploads.abort_all();
+    timeout(DEADLINE, async { while worker.upload(b"one more", 0).await.is_err() {} })
+        .await
+        .expect("it is taken in time");
+}
+
+#[tokio::test]
+async fn a_call_beyond_those_of_one_connection_waits_for_another_to_end() {
+    let house = House::open().await;
+    let worker = FakeWorker::connect(&house).await;
+    let mut syncs = JoinSet::new();
+    for _ in 0..CALLS_PER_CONNECTION_MAX {
+        let mut calls = worker.calls.clone();
+        let request =
+            v1::SyncRequest { worker_id: worker.worker_id.clone(), free_slots: 1, ..v1::SyncRequest::default() };
+        syncs.spawn(async move { calls.sync(request).await });
+    }
+    let mut kept_back = worker.blobs.clone();
+    let mut kept_back = Box::pin(kept_back.find_missing(v1::FindMissingRequest { blobs: Vec::new() }));
+    // So that every heartbeat is on its way before it.
+    tokio::task::yield_now().await;
+    assert!(timeout(KEPT_BACK, &mut kept_back).await.is_err(), "it was answered beside all others");
+    house.submit(1).await;
+    timeout(DEADLINE, kept_back).await.expect("it is answered in time").unwrap();
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_is_refused() {
+    let house = House::open().await;
+    let mut runs = RunServiceClient::new(channel(&house).await);
+    let request = v1::SubmitRequest { recipe_json: "x".repeat(MESSAGE_BYTES_MAX), ..v1::SubmitRequest::default() };
+    assert_eq!(runs.submit(request).await.unwrap_err().code(), Code::OutOfRange);
+    assert!(house.client().await.list().await.unwrap().is_empty());
+}
