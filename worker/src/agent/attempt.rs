@@ -31,11 +31,9 @@ use super::{
     training::{Following, Trained},
     transfer::{Sent, Transfer, in_time},
     tries::{Refused, Tries},
+    watched,
 };
-use crate::{
-    config::ResolvedDevice,
-    trainer::{Program, Trainer},
-};
+use crate::{config::ResolvedDevice, trainer::StartTraining};
 
 /// How long an answer to `Commit` or `Fail` may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,9 +56,9 @@ pub struct Context {
     /// For commits and failures.
     pub client: WorkerServiceClient<Channel>,
     /// Whether the coordinator answers.
-    pub link: watch::Receiver<Link>,
+    pub link: watched::Receiver<Link>,
     /// What trains.
-    pub program: Program,
+    pub trainers: Arc<dyn StartTraining>,
     /// On what it trains.
     pub device: ResolvedDevice,
     /// Threads of each training.
@@ -137,6 +135,7 @@ impl Attempt {
                 tracing::warn!("failed ({:?}): {}", failure.kind, failure.message);
                 let mut orders = self.orders.clone();
                 tokio::select! {
+                    biased;
                     _ended = ordered_with_grace(&mut orders, &self.context.link) => {}
                     () = self.report_failure(failure) => {}
                 }
@@ -181,7 +180,7 @@ impl Attempt {
         let mut trainer = tokio::select! {
             biased;
             ended = ordered(&mut self.orders) => return Err(ended),
-            started = Trainer::start(&self.context.program, spec) => started?,
+            started = self.context.trainers.start(spec) => started?,
         };
         let mut outbox = Outbox::new(Arc::clone(&self.context), self.handle.clone());
         let mut following = Following {
@@ -196,12 +195,12 @@ impl Attempt {
         let mut followed = tokio::select! {
             biased;
             ended = ordered(&mut self.orders) => Err(ended),
-            trained = following.until_end(&mut trainer) => trained.map_err(Ended::Failed),
+            trained = following.until_end(&mut *trainer) => trained.map_err(Ended::Failed),
         };
         if let Err(ended) = &followed
             && let Some(patience) = ended.snapshot_patience()
             && following.class.is_some()
-            && let Some(trained) = following.until_snapshot(&mut trainer, patience).await
+            && let Some(trained) = following.until_snapshot(&mut *trainer, patience).await
         {
             followed = Ok(trained);
         }
@@ -410,11 +409,12 @@ async fn ordered_beyond_pause(orders: &mut watch::Receiver<Order>) -> Ended {
 
 /// Waits for an order to end. A pause is none to whoever has a result to hand over, and one to leave has effect only when its time
 /// is over, unless there is no coordinator to take the result in the meantime.
-async fn ordered_with_grace(orders: &mut watch::Receiver<Order>, link: &watch::Receiver<Link>) -> Ended {
+async fn ordered_with_grace(orders: &mut watch::Receiver<Order>, link: &watched::Receiver<Link>) -> Ended {
     let first = ordered_beyond_pause(orders).await;
     let Ended::GivenBack(Cause::Leaving { by }) = first else { return first };
     let mut link = link.clone();
     tokio::select! {
+        biased;
         _ = orders.wait_for(|order| *order == Order::Forget) => Ended::Forgotten,
         _ = link.wait_for(|link| !link.is_up()) => first,
         () = sleep(hand_over_time(by)) => first,

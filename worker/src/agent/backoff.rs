@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use plurality_common::limits::{BACKOFF_FIRST, BACKOFF_MAX};
-use rand::{RngExt as _, SeedableRng as _, rngs::SysRng};
+use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::Instant;
+
+use crate::host;
 
 /// Silence between two notices about the same trouble: a night without a coordinator is a page, not a book.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
@@ -36,13 +38,13 @@ impl Backoff {
 pub struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Draws a seed from the operating system.
+    /// Draws a seed from the machine's randomness.
     ///
     /// # Panics
     ///
     /// When the operating system has no randomness to give.
     pub fn from_system() -> Self {
-        Self(ChaCha8Rng::try_from_rng(&mut SysRng).expect("the operating system gives random bytes"))
+        Self(host::generator())
     }
 
     /// Returns a number in 0..1.

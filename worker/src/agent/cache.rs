@@ -21,6 +21,7 @@ use super::{
     scratch::Scratch,
     transfer::{Transfer, TransferError, Wanted},
 };
+use crate::host::blocking;
 
 /// Folder of the blobs.
 const BLOBS: &str = "blobs";
@@ -130,7 +131,8 @@ impl Cache {
                 return Ok(path);
             }
             tracing::warn!("blob {} arrived corrupt", blob.sha256.short());
-            tokio::fs::remove_file(&partial).await.map_err(disk)?;
+            let corrupt = partial.clone();
+            blocking(move || fs::remove_file(corrupt)).await.map_err(disk)?;
         }
         Err(CacheError::Corrupt { blob })
     }
@@ -163,7 +165,8 @@ pub async fn describe_file(path: &Path) -> io::Result<BlobRef> {
 
 async fn is_intact(blob: BlobRef, path: &Path) -> io::Result<bool> {
     // The length first: it costs nothing.
-    let is_of_length = tokio::fs::metadata(path).await?.len() == blob.size_bytes;
+    let measured = path.to_owned();
+    let is_of_length = blocking(move || fs::metadata(measured)).await?.len() == blob.size_bytes;
     Ok(is_of_length && describe_file(path).await? == blob)
 }
 
@@ -173,8 +176,4 @@ fn store(partial: &Path, path: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     fs::rename(partial, path)?;
     File::open(folder)?.sync_all()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -11,15 +11,16 @@ mod cache;
 mod device;
 mod failure;
 mod scratch;
-mod server;
-mod session;
+pub mod server;
+pub mod session;
 mod snapshots;
 mod stall;
 mod training;
 mod transfer;
 mod tries;
+mod watched;
 
-use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, Handle},
@@ -44,14 +45,15 @@ use self::{
     cache::Cache,
     scratch::{Scratch, ScratchError},
     server::{Link, LinkState, Server},
-    session::{Identity, Session, SessionEvent},
+    session::{Home, Identity, Panicked, Session, SessionEvent, Started},
     transfer::Transfer,
 };
 use crate::{
     cli,
     config::{self, ResolvedDevice, Settings},
+    host::blocking,
     signals::Leave,
-    trainer::{Program, TrainerError},
+    trainer::{Program, StartTraining, TrainerError},
 };
 
 /// Batches of instructions on their way from the session to the agent; each is answered before the next is sent.
@@ -98,6 +100,33 @@ impl AgentError {
     }
 }
 
+/// What a worker is made of, once it is known on what it trains.
+#[derive(Debug)]
+pub struct Outfit {
+    /// The way to the coordinator.
+    pub server: Server,
+    /// The coordinator's address, for people.
+    pub address: String,
+    /// Who this worker is.
+    pub identity: Identity,
+    /// On what it trains.
+    pub device: ResolvedDevice,
+    /// What trains.
+    pub trainers: Arc<dyn StartTraining>,
+    /// Folder for datasets and work in progress.
+    pub cache: PathBuf,
+    /// How long to train on without a coordinator; absent: as the coordinator says.
+    pub orphan_timeout: Option<Duration>,
+    /// Least time between two snapshots of a training.
+    pub snapshot_interval: Duration,
+    /// Least time without a step after which a training counts as standing still.
+    pub stall_timeout: Duration,
+    /// How long leaving may take.
+    pub drain_timeout: Duration,
+    /// Where the session runs.
+    pub home: Home,
+}
+
 /// Works for the coordinator until it is asked to leave, by `leave` or by the coordinator.
 ///
 /// # Errors
@@ -116,44 +145,77 @@ pub async fn run(settings: Settings, leave: Leave) -> Result<(), AgentError> {
     if !settings.connect.is_loopback() {
         tracing::warn!("the connection to {} is not encrypted", settings.connect);
     }
-    let (cache_folder, instance_id, name) =
-        (settings.cache.clone(), identity.instance_id.clone(), identity.name.clone());
-    let scratch = task::spawn_blocking(move || Scratch::open(&cache_folder, &instance_id, &name));
-    let scratch = scratch.await.map_err(|error| AgentError::Program(io::Error::other(error)))??;
+    let outfit = Outfit {
+        server: Server::new(&settings.connect)?,
+        address: settings.connect.to_string(),
+        identity,
+        device,
+        trainers: Arc::new(program),
+        cache: settings.cache,
+        orphan_timeout: settings.orphan_timeout,
+        snapshot_interval: settings.snapshot_interval,
+        stall_timeout: settings.stall_timeout,
+        drain_timeout: settings.drain_timeout,
+        home: Home::OwnThread,
+    };
+    serve(outfit, leave).await
+}
 
-    let server = Server::new(&settings.connect)?;
+/// Works for the coordinator, as [`run`] does, with what is given.
+///
+/// # Errors
+///
+/// When the cache cannot be used, or the coordinator refuses this worker.
+pub async fn serve(outfit: Outfit, leave: Leave) -> Result<(), AgentError> {
+    let Outfit {
+        server,
+        address,
+        identity,
+        device,
+        trainers,
+        cache,
+        orphan_timeout,
+        snapshot_interval,
+        stall_timeout,
+        drain_timeout,
+        home,
+    } = outfit;
+    let (cache_folder, instance_id, name) = (cache.clone(), identity.instance_id.clone(), identity.name.clone());
+    let scratch = blocking(move || Ok(Scratch::open(&cache_folder, &instance_id, &name)));
+    let scratch = scratch.await.map_err(AgentError::Program)??;
+
     let (board, board_seen) = watch::channel(Board { free_slots: identity.slots, ..Board::default() });
     let (link, link_seen) =
-        watch::channel(Link { state: LinkState::Down { since: Instant::now() }, orphan_timeout: ORPHAN_TIMEOUT });
+        watched::channel(Link { state: LinkState::Down { since: Instant::now() }, orphan_timeout: ORPHAN_TIMEOUT });
     let (events_sender, events) = mpsc::channel(SESSION_EVENTS_MAX);
     let farewell = CancellationToken::new();
     // The session has a connection of its own: no transfer can stand before a heartbeat.
     let channel = server.channel();
-    let slots = identity.slots;
+    let (slots, threads) = (identity.slots, identity.threads_per_slot);
     let session = Session {
         server,
-        address: settings.connect.to_string(),
+        address,
         identity,
         board: board_seen,
         events: events_sender,
         link,
-        orphan_timeout: settings.orphan_timeout,
+        orphan_timeout,
         farewell: farewell.clone(),
         dice: Dice::from_system(),
     };
-    let session = session.spawn().map_err(AgentError::Session)?;
+    let session = session.spawn(home).map_err(AgentError::Session)?;
     let transfer = Transfer::new(channel.clone(), link_seen.clone());
     let context = Context {
         slots: Arc::new(Semaphore::new(slots as usize)),
-        cache: Cache::new(settings.cache, scratch, transfer.clone()),
+        cache: Cache::new(cache, scratch, transfer.clone()),
         transfer,
         client: WorkerServiceClient::new(channel),
         link: link_seen.clone(),
-        program,
+        trainers,
         device,
-        threads: settings.threads_per_slot,
-        snapshot_interval: settings.snapshot_interval,
-        stall_timeout: settings.stall_timeout,
+        threads,
+        snapshot_interval,
+        stall_timeout,
     };
     let agent = Agent {
         slots,
@@ -164,7 +226,7 @@ pub async fn run(settings: Settings, leave: Leave) -> Result<(), AgentError> {
         events,
         link: link_seen,
         leave,
-        drain_timeout: settings.drain_timeout,
+        drain_timeout,
         leave_by: None,
         is_leaving: false,
     };
@@ -204,7 +266,7 @@ struct Agent {
     tasks: JoinSet<()>,
     board: watch::Sender<Board>,
     events: mpsc::Receiver<SessionEvent>,
-    link: watch::Receiver<Link>,
+    link: watched::Receiver<Link>,
     /// Cancelled when the worker is asked to leave.
     leave: Leave,
     /// How long leaving may take.
@@ -216,7 +278,7 @@ struct Agent {
 }
 
 impl Agent {
-    async fn run(mut self, session: thread::JoinHandle<()>, farewell: CancellationToken) -> Result<(), AgentError> {
+    async fn run(mut self, session: Started, farewell: CancellationToken) -> Result<(), AgentError> {
         let outcome = self.serve().await;
         self.tasks.shutdown().await;
         farewell.cancel();
@@ -229,6 +291,16 @@ impl Agent {
             let orphaned_at = self.link.borrow_and_update().orphaned_at();
             let orphaned_at = orphaned_at.filter(|_| self.is_training_on());
             tokio::select! {
+                // In a fixed order, so that a simulation repeats. Instructions wait for the end of an attempt, because they
+                // may be answered with what that frees.
+                biased;
+                Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
+                () = self.leave.now.cancelled(), if self.leave_by.is_none() => self.give_back(),
+                () = self.leave.finishing.cancelled(), if !self.is_leaving => self.finish(),
+                () = at(self.leave_by) => {
+                    tracing::warn!("leaving {} attempts behind: the time to leave is over", self.attempts.len());
+                    return Ok(());
+                }
                 event = self.events.recv() => match event {
                     Some(SessionEvent::Instructions(instructions, taken_up)) => {
                         instructions.into_iter().for_each(|instruction| self.follow(instruction));
@@ -239,15 +311,8 @@ impl Agent {
                     Some(SessionEvent::Refused(message)) => return Err(AgentError::Refused { message }),
                     None => return Err(AgentError::Session(io::Error::other("the session ended by itself"))),
                 },
-                Some(ended) = self.tasks.join_next_with_id() => self.forget(ended),
-                () = self.leave.now.cancelled(), if self.leave_by.is_none() => self.give_back(),
-                () = self.leave.finishing.cancelled(), if !self.is_leaving => self.finish(),
-                _changed = self.link.changed() => {}
                 () = at(orphaned_at) => self.abandon(),
-                () = at(self.leave_by) => {
-                    tracing::warn!("leaving {} attempts behind: the time to leave is over", self.attempts.len());
-                    return Ok(());
-                }
+                _changed = self.link.changed() => {}
             }
         }
         Ok(())
@@ -394,15 +459,15 @@ impl Agent {
     }
 
     /// Waits until the session has said farewell and its thread has ended.
-    async fn see_off(mut self, session: thread::JoinHandle<()>) {
+    async fn see_off(mut self, session: Started) {
         let ended = async {
             // What still arrives is not taken up; the session ends when its answer is dropped.
             while self.events.recv().await.is_some() {}
-            task::spawn_blocking(move || session.join()).await
+            session.ended().await
         };
         match timeout(FAREWELL_TIMEOUT, ended).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(_) => tracing::error!("the session ended in a panic"),
+            Ok(Ok(())) => {}
+            Ok(Err(Panicked)) => tracing::error!("the session ended in a panic"),
             Err(_) => tracing::warn!("the session did not end in time"),
         }
     }

@@ -1,26 +1,49 @@
 //! The way to the coordinator: connections, and what is known of the session.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, fmt, io, pin::Pin, sync::Arc, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use plurality_common::{
     id::WorkerId,
     limits::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
+use tower::service_fn;
+
+use super::watched;
 
 use crate::config::ServerAddress;
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Both directions of one connection.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection that is being opened.
+pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// Opens connections to a coordinator where there is no network.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// Opens one connection.
+    fn dial(&self) -> Dialling;
+}
+
 /// The way to one coordinator.
 #[derive(Clone, Debug)]
 pub struct Server {
     endpoint: Endpoint,
+    /// What opens connections; absent: the operating system, by TCP.
+    dial: Option<Arc<dyn Dial>>,
 }
 
 impl Server {
@@ -38,13 +61,24 @@ impl Server {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, dial: None })
+    }
+
+    /// Has connections opened by `dial` instead of the operating system.
+    #[must_use]
+    pub fn dialled_by(self, dial: Arc<dyn Dial>) -> Self {
+        Self { dial: Some(dial), ..self }
     }
 
     /// Returns a connection that opens itself when it is used, and again after it broke. Its work is done by the runtime
     /// that calls this.
     pub fn channel(&self) -> Channel {
-        self.endpoint.connect_lazy()
+        let Some(dial) = self.dial.clone() else { return self.endpoint.connect_lazy() };
+        let connector = service_fn(move |_address| {
+            let dialling = dial.dial();
+            async move { dialling.await.map(TokioIo::new) }
+        });
+        self.endpoint.connect_with_connector_lazy(connector)
     }
 }
 
@@ -86,7 +120,7 @@ impl Link {
 
 /// Waits until there is a session and returns the worker's id in it. Never returns when the session has ended for good:
 /// whoever waits is then stopped by its owner.
-pub async fn worker_id(link: &mut watch::Receiver<Link>) -> WorkerId {
+pub async fn worker_id(link: &mut watched::Receiver<Link>) -> WorkerId {
     loop {
         if let LinkState::Up(worker_id) = &link.borrow_and_update().state {
             return worker_id.clone();

@@ -13,6 +13,7 @@ use plurality_common::{
 use plurality_proto::v1::{self, worker_service_client::WorkerServiceClient};
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use super::{
     backoff::{Backoff, Dice, Notice},
     board::Board,
     server::{Link, LinkState, Server, describe},
+    watched,
 };
 
 /// How long a registration may take.
@@ -66,6 +68,28 @@ pub enum SessionEvent {
     Refused(String),
 }
 
+/// Where sessions run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// On a thread and a runtime of their own: neither transfers nor file work can delay a heartbeat.
+    OwnThread,
+    /// Beside everything else: where workers are simulated, or there are too many of them for a thread each.
+    SharedRuntime,
+}
+
+/// A session that runs.
+#[derive(Debug)]
+pub enum Started {
+    /// On a thread of its own.
+    Thread(thread::JoinHandle<()>),
+    /// As a task.
+    Task(task::JoinHandle<()>),
+}
+
+/// The session ended in a panic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Panicked;
+
 /// One worker's session.
 pub struct Session {
     /// The way to the coordinator.
@@ -79,7 +103,7 @@ pub struct Session {
     /// Where instructions go.
     pub events: mpsc::Sender<SessionEvent>,
     /// Whether the coordinator answers.
-    pub link: watch::Sender<Link>,
+    pub link: watched::Sender<Link>,
     /// How long to train on without a coordinator, if the user said so.
     pub orphan_timeout: Option<Duration>,
     /// Cancelled when nothing is held any more and the worker leaves.
@@ -114,15 +138,38 @@ enum NoSession {
     Away(String),
 }
 
+impl Started {
+    /// Waits until the session has ended.
+    ///
+    /// # Errors
+    ///
+    /// When it ended in a panic.
+    pub async fn ended(self) -> Result<(), Panicked> {
+        match self {
+            Self::Thread(thread) => {
+                let joined = task::spawn_blocking(move || thread.join()).await;
+                joined.is_ok_and(|joined| joined.is_ok()).then_some(()).ok_or(Panicked)
+            }
+            Self::Task(task) => task.await.map_err(|_| Panicked),
+        }
+    }
+}
+
 impl Session {
-    /// Runs the session on a thread of its own; the thread ends after the farewell, or when the agent is gone.
+    /// Runs the session at `home`; it ends after the farewell, or when the agent is gone.
     ///
     /// # Errors
     ///
     /// When the system refuses a thread or a runtime.
-    pub fn spawn(self) -> io::Result<thread::JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name("session".to_owned()).spawn(move || runtime.block_on(self.run()))
+    pub fn spawn(self, home: Home) -> io::Result<Started> {
+        match home {
+            Home::OwnThread => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let builder = thread::Builder::new().name("session".to_owned());
+                builder.spawn(move || runtime.block_on(self.run())).map(Started::Thread)
+            }
+            Home::SharedRuntime => Ok(Started::Task(tokio::spawn(self.run()))),
+        }
     }
 
     async fn run(mut self) {
@@ -159,6 +206,7 @@ impl Session {
                 self.complain(&reason, was_registered);
             }
             tokio::select! {
+                biased;
                 () = self.farewell.cancelled() => return,
                 () = sleep(backoff.next(self.dice.unit())) => {}
             }
@@ -169,6 +217,7 @@ impl Session {
         let mut client = WorkerServiceClient::new(self.server.channel());
         let request = self.register_request();
         let answer = tokio::select! {
+            biased;
             () = self.farewell.cancelled() => return Err(NoSession::Left),
             answer = timeout(REGISTER_TIMEOUT, client.register(request)) => answer,
         };
@@ -245,6 +294,7 @@ impl Session {
                 return stopped;
             }
             tokio::select! {
+                biased;
                 () = self.farewell.cancelled() => {}
                 () = sleep_until(next_at) => {}
                 () = news(&mut self.board, &told) => {}

@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    fs,
     future::pending,
     path::{Path, PathBuf},
     pin::Pin,
@@ -29,7 +30,7 @@ use super::{
     transfer::{Sent, Transfer, TransferError, Wanted, in_time},
     tries::{Refused, Tries},
 };
-use crate::cli::chain;
+use crate::{cli::chain, host::blocking};
 
 /// Folder, within an attempt's own, of the snapshots that its trainer may go on from.
 pub const RESUME_FOLDER: &str = "resume";
@@ -239,7 +240,8 @@ pub async fn fetch(transfer: &Transfer, snapshots: &[SnapshotRef], attempt_folde
     if snapshots.is_empty() {
         return fetched;
     }
-    if let Err(error) = tokio::fs::create_dir_all(&folder).await {
+    let made = folder.clone();
+    if let Err(error) = blocking(move || fs::create_dir_all(made)).await {
         tracing::warn!("no snapshot is fetched: failed to make a folder: {error}");
         return fetched;
     }
@@ -290,7 +292,8 @@ async fn fetch_one(transfer: &Transfer, blob: BlobRef, path: &Path) -> Result<()
 
 /// Removes a file that has done its work; the attempt's folder takes with it what cannot be removed.
 async fn remove(path: &Path) {
-    if let Err(error) = tokio::fs::remove_file(path).await {
+    let removed = path.to_owned();
+    if let Err(error) = blocking(move || fs::remove_file(removed)).await {
         tracing::debug!("failed to remove {}: {error}", path.display());
     }
 }

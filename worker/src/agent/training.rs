@@ -1,6 +1,6 @@
 //! What a trainer says, turned into what the worker reports and hands over.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Phase, SnapshotRef},
@@ -17,7 +17,7 @@ use super::{
     snapshots::{Outbox, RESUME_FOLDER, Written, file_name},
     stall::Watch,
 };
-use crate::trainer::Trainer;
+use crate::{host::blocking, trainer::Training};
 
 /// What a training brought, beside its files.
 pub struct Trained {
@@ -56,7 +56,7 @@ impl Following<'_> {
     /// # Errors
     ///
     /// When the trainer says that it failed, ends early, breaks its protocol, or takes no step for too long.
-    pub async fn until_end(&mut self, trainer: &mut Trainer) -> Result<Trained, Failure> {
+    pub async fn until_end(&mut self, trainer: &mut dyn Training) -> Result<Trained, Failure> {
         loop {
             let due_at = self.watch.due_at();
             let event = tokio::select! {
@@ -77,7 +77,7 @@ impl Following<'_> {
 
     /// Asks for a snapshot and follows the trainer until it is written, at most for `patience`. Returns the result of a
     /// training that ends meanwhile.
-    pub async fn until_snapshot(&mut self, trainer: &mut Trainer, patience: Duration) -> Option<Trained> {
+    pub async fn until_snapshot(&mut self, trainer: &mut dyn Training, patience: Duration) -> Option<Trained> {
         let written = async {
             trainer.wish_for_snapshot().await;
             loop {
@@ -160,9 +160,9 @@ impl Following<'_> {
         // What the trainer goes on from it has read; tens of megabytes need not lie there while it trains.
         let folder = self.folder.join(RESUME_FOLDER);
         if !self.given.is_empty()
-            && let Err(error) = tokio::fs::remove_dir_all(&folder).await
+            && let Err(error) = blocking(move || fs::remove_dir_all(folder)).await
         {
-            tracing::debug!("failed to remove {}: {error}", folder.display());
+            tracing::debug!("failed to remove the snapshots that were resumed from: {error}");
         }
     }
 

@@ -1,13 +1,14 @@
 //! Blobs on their way to and from the coordinator: in chunks, resumed where a cut left them.
 
 use std::{
-    io::{self, SeekFrom},
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use plurality_common::{
     blob::BlobRef,
     limits::{CHUNK_BYTES, UPLOADS_PER_WORKER_MAX},
@@ -15,9 +16,7 @@ use plurality_common::{
 use plurality_proto::v1::{self, blob_service_client::BlobServiceClient};
 use thiserror::Error;
 use tokio::{
-    fs::{File, OpenOptions},
-    io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +25,9 @@ use tonic::{Status, Streaming, transport::Channel};
 use super::{
     server::Link,
     tries::{Refused, Tries},
+    watched,
 };
+use crate::host::blocking;
 
 /// Chunks read ahead of the connection.
 const CHUNKS_QUEUED_MAX: usize = 4;
@@ -75,7 +76,7 @@ pub struct Transfer {
     blobs: BlobServiceClient<Channel>,
     /// One permit for each upload that may be under way. Whoever waits to try again holds none.
     uploads: Arc<Semaphore>,
-    link: watch::Receiver<Link>,
+    link: watched::Receiver<Link>,
 }
 
 /// Why one try of a transfer ended early.
@@ -94,7 +95,7 @@ impl From<Status> for Cut {
 
 impl Transfer {
     /// Moves blobs over `channel`.
-    pub fn new(channel: Channel, link: watch::Receiver<Link>) -> Self {
+    pub fn new(channel: Channel, link: watched::Receiver<Link>) -> Self {
         let uploads = Arc::new(Semaphore::new(UPLOADS_PER_WORKER_MAX));
         Self { blobs: BlobServiceClient::new(channel), uploads, link }
     }
@@ -115,7 +116,8 @@ impl Transfer {
                 Ok(()) => return Ok(()),
                 Err(Cut::File(what, source)) => return Err(TransferError::File { what, source }),
                 Err(Cut::Status(status)) => {
-                    let stored = tokio::fs::metadata(partial).await.map_or(0, |metadata| metadata.len());
+                    let measured = partial.to_owned();
+                    let stored = blocking(move || fs::metadata(measured)).await.map_or(0, |metadata| metadata.len());
                     if stored > stored_before {
                         tries.note_progress();
                     }
@@ -127,28 +129,20 @@ impl Transfer {
     }
 
     async fn download_rest(&self, blob: BlobRef, partial: &Path) -> Result<(), Cut> {
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(partial)
-            .await
-            .map_err(|error| Cut::File("open", error))?;
-        let length = |error| Cut::File("measure", error);
-        let mut stored = file.metadata().await.map_err(length)?.len();
-        if stored > blob.size_bytes {
-            file.set_len(0).await.map_err(|error| Cut::File("shorten", error))?;
-            stored = 0;
-        }
+        let path = partial.to_owned();
+        let opened = blocking(move || open_partial(&path, blob.size_bytes)).await;
+        let (file, mut stored) = opened.map_err(|error| Cut::File("open", error))?;
         if stored < blob.size_bytes {
             let request = v1::DownloadRequest { sha256: blob.sha256.to_string(), offset_bytes: stored };
             let mut chunks = in_time(CALL_TIMEOUT, self.blobs.clone().download(request)).await?.into_inner();
             while stored < blob.size_bytes {
                 let chunk = next_chunk(&mut chunks, stored, blob.size_bytes).await?;
-                file.write_all(&chunk).await.map_err(|error| Cut::File("write", error))?;
                 stored += chunk.len() as u64;
+                let file = Arc::clone(&file);
+                blocking(move || (&*file).write_all(&chunk)).await.map_err(|error| Cut::File("write", error))?;
             }
         }
-        file.sync_all().await.map_err(|error| Cut::File("sync", error))
+        blocking(move || file.sync_all()).await.map_err(|error| Cut::File("sync", error))
     }
 
     /// Sends those of `files` that the coordinator lacks, for as long as it takes.
@@ -210,8 +204,13 @@ impl Transfer {
 
     async fn upload_rest(&self, blob: BlobRef, path: &Path, offset_bytes: u64) -> Result<u64, Cut> {
         let _until_sent = self.uploads.acquire().await.expect("uploads are never forbidden");
-        let mut file = File::open(path).await.map_err(|error| Cut::File("open", error))?;
-        file.seek(SeekFrom::Start(offset_bytes)).await.map_err(|error| Cut::File("seek in", error))?;
+        let path = path.to_owned();
+        let opened = blocking(move || {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(offset_bytes))?;
+            Ok(Arc::new(file))
+        });
+        let file = opened.await.map_err(|error| Cut::File("open", error))?;
         let (queue, queued) = mpsc::channel(CHUNKS_QUEUED_MAX);
         let mut blobs = self.blobs.clone();
         let answer = blobs.upload(ReceiverStream::new(queued));
@@ -232,12 +231,13 @@ impl Transfer {
 /// Reads `file` to its end into `queue`, chunk by chunk; at least one chunk, so that the coordinator learns the blob.
 async fn feed(
     queue: mpsc::Sender<v1::UploadRequest>,
-    mut file: File,
+    file: Arc<File>,
     blob: BlobRef,
     mut offset_bytes: u64,
 ) -> io::Result<()> {
     loop {
-        let chunk = read_chunk(&mut file).await?;
+        let reading = Arc::clone(&file);
+        let chunk = blocking(move || read_chunk(&reading)).await?;
         let chunk_bytes = chunk.len() as u64;
         let request = v1::UploadRequest { blob: Some(blob.into()), offset_bytes, chunk };
         offset_bytes += chunk_bytes;
@@ -248,15 +248,22 @@ async fn feed(
     }
 }
 
-async fn read_chunk(file: &mut File) -> io::Result<Bytes> {
-    let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-    while chunk.len() < CHUNK_BYTES {
-        let room = (CHUNK_BYTES - chunk.len()) as u64;
-        if (&mut *file).take(room).read_buf(&mut chunk).await? == 0 {
-            break;
-        }
+/// Opens a file that is appended to, and says how much it holds; one that is too long begins anew.
+fn open_partial(path: &Path, size_bytes: u64) -> io::Result<(Arc<File>, u64)> {
+    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    let mut stored = file.metadata()?.len();
+    if stored > size_bytes {
+        file.set_len(0)?;
+        stored = 0;
     }
-    Ok(chunk.freeze())
+    Ok((Arc::new(file), stored))
+}
+
+/// Reads as much of a file as fits into a chunk.
+fn read_chunk(file: &File) -> io::Result<Bytes> {
+    let mut chunk = Vec::new();
+    file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    Ok(chunk.into())
 }
 
 async fn next_chunk(

@@ -1,15 +1,13 @@
 //! Trying a call again: which answers are worth it, how long to wait, when to stop.
 
 use thiserror::Error;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 use super::{
     backoff::{Backoff, Dice, Notice},
     server::{Link, describe},
+    watched,
 };
 
 /// Tries of a call whose answer is [`Verdict::Doubtful`]: with back-off they span about a minute, in which a restarted
@@ -73,17 +71,17 @@ pub struct Tries {
     /// Whether it is worth the wait for room.
     waits_for_room: bool,
     /// When the coordinator comes back, the next try is due at once.
-    link: watch::Receiver<Link>,
+    link: watched::Receiver<Link>,
 }
 
 impl Tries {
     /// Begins to try `what`, words that read after "failed to".
-    pub fn new(what: &'static str, link: watch::Receiver<Link>) -> Self {
+    pub fn new(what: &'static str, link: watched::Receiver<Link>) -> Self {
         Self::at_most(DOUBTFUL_TRIES_MAX, what, link)
     }
 
     /// Begins to try what matters less than the time that many doubtful tries take.
-    pub fn few(what: &'static str, link: watch::Receiver<Link>) -> Self {
+    pub fn few(what: &'static str, link: watched::Receiver<Link>) -> Self {
         Self::at_most(DOUBTFUL_TRIES_FEW, what, link)
     }
 
@@ -92,7 +90,7 @@ impl Tries {
         Self { waits_for_room: false, ..self }
     }
 
-    fn at_most(doubtful_max: u32, what: &'static str, link: watch::Receiver<Link>) -> Self {
+    fn at_most(doubtful_max: u32, what: &'static str, link: watched::Receiver<Link>) -> Self {
         let (backoff, notice) = (Backoff::default(), Notice::default());
         Self { what, backoff, dice: Dice::from_system(), notice, doubtful: 0, doubtful_max, waits_for_room: true, link }
     }
@@ -110,8 +108,10 @@ impl Tries {
         let wait = self.backoff.next(self.dice.unit());
         let is_up = self.link.borrow_and_update().is_up();
         tokio::select! {
+            // Any order would do; a simulation needs one.
+            biased;
+            Ok(()) = self.link.wait_for(Link::is_up), if !is_up => {}
             () = sleep(wait) => {}
-            Ok(_) = self.link.wait_for(Link::is_up), if !is_up => {}
         }
         Ok(())
     }
@@ -145,14 +145,14 @@ mod tests {
     use super::*;
     use crate::agent::server::LinkState;
 
-    fn up() -> watch::Sender<Link> {
+    fn up() -> watched::Receiver<Link> {
         let link = Link { state: LinkState::Up(WorkerId::new("w")), orphan_timeout: Duration::from_secs(1) };
-        watch::Sender::new(link)
+        watched::channel(link).1
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_coordinator_that_is_away_is_tried_for_as_long_as_it_takes() {
-        let mut tries = Tries::new("do it", up().subscribe());
+        let mut tries = Tries::new("do it", up());
         for _ in 0..100 {
             assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
         }
@@ -161,11 +161,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_doubtful_answer_is_tried_eight_times_and_progress_counts_anew() {
         let link = up();
-        let mut tries = Tries::new("do it", link.subscribe());
+        let mut tries = Tries::new("do it", link.clone());
         for _ in 1..DOUBTFUL_TRIES_MAX {
             assert_eq!(tries.pause(&Status::not_found("who?")).await, Ok(()));
         }
-        let mut progressed = Tries { link: link.subscribe(), ..tries };
+        let mut progressed = Tries { link: link.clone(), ..tries };
         progressed.note_progress();
         assert_eq!(progressed.pause(&Status::not_found("who?")).await, Ok(()));
         progressed.doubtful = DOUBTFUL_TRIES_MAX - 1;
@@ -175,10 +175,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_matters_less_is_tried_once_more_after_a_doubtful_answer() {
-        let mut tries = Tries::few("do it", up().subscribe());
+        let mut tries = Tries::few("do it", up());
         assert_eq!(tries.pause(&Status::not_found("what?")).await, Ok(()));
         assert_eq!(tries.pause(&Status::not_found("what?")).await.unwrap_err().code, Code::NotFound);
-        let mut tries = Tries::few("do it", up().subscribe());
+        let mut tries = Tries::few("do it", up());
         for _ in 0..100 {
             assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
         }
@@ -199,7 +199,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_final_at_once() {
-        let mut tries = Tries::new("do it", up().subscribe());
+        let mut tries = Tries::new("do it", up());
         assert_eq!(tries.pause(&Status::permission_denied("no")).await.unwrap_err().code, Code::PermissionDenied);
     }
 }

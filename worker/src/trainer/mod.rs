@@ -228,6 +228,65 @@ impl Program {
     }
 }
 
+/// Starts trainings: in child processes, or, where no network is to be trained, in their stead.
+#[tonic::async_trait]
+pub trait StartTraining: fmt::Debug + Send + Sync {
+    /// Starts the training of `spec`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    async fn start(&self, spec: &TrainerSpec) -> Result<Box<dyn Training>, TrainerError>;
+}
+
+/// A training under way. Dropping it ends it.
+#[tonic::async_trait]
+pub trait Training: Send {
+    /// Returns the next event; `Started` comes once, and only refused snapshots come before it. A snapshot's file lies in
+    /// the folder of the spec. Nothing is lost when the returned future is dropped. After an error the training is of no
+    /// more use.
+    ///
+    /// # Errors
+    ///
+    /// When it ends without a last event, or says something that the protocol does not allow.
+    async fn next(&mut self) -> Result<TrainerEvent, TrainerError>;
+
+    /// Asks for a snapshot after the step under way. Whether it comes is seen by [`Training::next`].
+    async fn wish_for_snapshot(&mut self);
+
+    /// Waits until it has ended by itself, or ends it.
+    async fn finish(self: Box<Self>);
+
+    /// Ends it and waits until it is gone.
+    async fn kill(self: Box<Self>);
+}
+
+#[tonic::async_trait]
+impl StartTraining for Program {
+    async fn start(&self, spec: &TrainerSpec) -> Result<Box<dyn Training>, TrainerError> {
+        Ok(Box::new(Trainer::start(self, spec).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl Training for Trainer {
+    async fn next(&mut self) -> Result<TrainerEvent, TrainerError> {
+        Self::next(self).await
+    }
+
+    async fn wish_for_snapshot(&mut self) {
+        Self::wish_for_snapshot(self).await;
+    }
+
+    async fn finish(self: Box<Self>) {
+        Self::finish(*self).await;
+    }
+
+    async fn kill(self: Box<Self>) {
+        Self::kill(*self).await;
+    }
+}
+
 /// A running trainer. Dropping it kills it.
 #[derive(Debug)]
 pub struct Trainer {
