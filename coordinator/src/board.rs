@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
+    blocking,
     core::{CommitView, MemberStatus, MemberView, RunOutcome, RunView, WallTime},
     dataset::{DatasetError, TestSet, TestSets},
     report::{self, FailedMember, MemberFacts, Report, RunFacts},
@@ -264,7 +265,7 @@ fn timestamp(WallTime(milliseconds): WallTime) -> Timestamp {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, BoardError> {
-    match tokio::task::spawn_blocking(work).await {
+    match blocking::run(work).await {
         Ok(result) => Ok(result),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(BoardError::Stopped),

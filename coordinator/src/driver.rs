@@ -5,6 +5,7 @@
 //! answered at the end of the turn too. When the store fails the task ends with the error, unanswered callers get
 //! [`DriverError::Stopped`], and the process is expected to exit: memory must not run ahead of disk.
 
+mod changes;
 mod handle;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::{TryRng, rngs::SysRng};
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -25,6 +26,8 @@ use crate::{
     store::{EventStore, StoreError},
 };
 
+use changes::Announcer;
+pub use changes::{Changes, Closed};
 pub use handle::{DriverError, Handle};
 
 /// Messages that may wait for the driver. Senders wait beyond it, which slows callers down instead of filling memory.
@@ -44,7 +47,13 @@ pub struct Environment {
     pub fresh: Box<dyn FnMut() -> [u8; 16] + Send>,
     /// Reads the wall clock.
     pub wall: Box<dyn FnMut() -> WallTime + Send>,
+    /// Looks at the state after each turn and at what was stored in it, before anybody is answered. The real world does not
+    /// look; tests hold the state to its invariants here.
+    pub inspect: Inspect,
 }
+
+/// See [`Environment::inspect`].
+pub type Inspect = Box<dyn FnMut(&World, &[Event]) + Send>;
 
 impl Environment {
     /// The real world: the system's generator and clock.
@@ -58,7 +67,7 @@ impl Environment {
             let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             WallTime(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
         };
-        Self { timing, fresh: Box::new(fresh), wall: Box::new(wall) }
+        Self { timing, fresh: Box::new(fresh), wall: Box::new(wall), inspect: Box::new(|_, _| {}) }
     }
 }
 
@@ -102,8 +111,8 @@ pub struct Driver<S> {
     began: Instant,
     next_tick: Instant,
     mailbox: mpsc::Receiver<Message>,
-    changes: watch::Sender<u64>,
-    wakes: watch::Sender<u64>,
+    changes: Announcer,
+    wakes: Announcer,
 }
 
 impl<S: EventStore> Driver<S> {
@@ -123,8 +132,8 @@ impl<S: EventStore> Driver<S> {
         world.check_invariants()?;
         info!(events = events.len(), "replayed the event log");
         let (mailbox, inbox) = mpsc::channel(MAILBOX_MESSAGES);
-        let (changes_sender, changes) = watch::channel(0);
-        let (wakes_sender, wakes) = watch::channel(0);
+        let (changes_sender, changes) = changes::channel();
+        let (wakes_sender, wakes) = changes::channel();
         let timing = environment.timing;
         let driver = Self {
             world,
@@ -178,6 +187,7 @@ impl<S: EventStore> Driver<S> {
         if !events.is_empty() {
             self.store.append(&events).await?;
         }
+        (self.environment.inspect)(&self.world, &events);
         self.answer(answers);
         self.announce(&events);
         Ok(is_asked_to_stop)
@@ -212,10 +222,10 @@ impl<S: EventStore> Driver<S> {
 
     fn announce(&self, events: &[Event]) {
         if !events.is_empty() {
-            self.changes.send_modify(|count| *count += 1);
+            self.changes.announce();
         }
         if events.iter().any(Event::wakes_workers) {
-            self.wakes.send_modify(|count| *count += 1);
+            self.wakes.announce();
         }
     }
 

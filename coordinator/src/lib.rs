@@ -1,6 +1,7 @@
 //! The coordinator: decides, stores, verifies, reports, shows.
 
 pub mod artifacts;
+pub mod blocking;
 pub mod board;
 pub mod byte_size;
 pub mod cli;

@@ -7,20 +7,30 @@ use std::{
     time::Duration,
 };
 
+use futures::Stream;
 use plurality_common::limits::{
     CALLS_PER_CONNECTION_MAX, CONNECTIONS_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, WATCHERS_MAX,
 };
 use plurality_proto::v1::{
-    blob_service_server::BlobServiceServer, run_service_server::RunServiceServer,
-    worker_service_server::WorkerServiceServer,
+    blob_service_server::BlobServiceServer,
+    run_service_server::RunServiceServer,
+    worker_service_server::{WorkerService, WorkerServiceServer},
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Router;
+use tonic::transport::server::{Connected, Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::{disk::DiskWatch, judge::Judge, sweep::Sweeper};
+use self::{
+    disk::DiskWatch,
+    judge::{Check, Judge},
+    sweep::Sweeper,
+};
 use crate::{
     artifacts::{ArtifactError, ArtifactStore, room::Room},
     board::VoteBoard,
@@ -29,13 +39,13 @@ use crate::{
     dataset::{Dataset, DatasetError, Source, TestSets},
     driver::{self, Driver, Environment, StartError},
     service::{blob::Blobs, gate::Gate, run::Runs, worker::Workers},
-    store::{SqliteStore, StoreError},
+    store::{EventStore, SqliteStore, StoreError},
     verify::Checker,
 };
 
 mod connections;
 mod disk;
-mod judge;
+pub mod judge;
 mod sweep;
 
 /// The blobs, within the state folder.
@@ -97,6 +107,26 @@ impl ServerError {
     }
 }
 
+/// What a coordinator is made of.
+pub struct Parts<S, C, I> {
+    /// Its events.
+    pub store: S,
+    /// Its blobs.
+    pub artifacts: ArtifactStore,
+    /// The dataset of new runs; its blobs are stored.
+    pub dataset: Dataset,
+    /// Time and randomness.
+    pub environment: Environment,
+    /// What results are checked by.
+    pub check: C,
+    /// Where connections come from.
+    pub incoming: I,
+    /// Where it listens, for people.
+    pub address: SocketAddr,
+    /// Whether it describes its services to who asks.
+    pub has_reflection: bool,
+}
+
 /// A running coordinator. Dropped without [`Server::stop`], its tasks go on until the runtime ends.
 pub struct Server {
     address: SocketAddr,
@@ -127,13 +157,41 @@ impl Server {
         let room = Room::on_disk_of(&settings.state, settings.disk_reserve.0);
         let artifacts = ArtifactStore::open(settings.state.join(ARTIFACTS_NAME), room)?;
         let source = settings.data.clone().map_or(Source::Embedded, Source::Directory);
-        let dataset = Arc::new(Dataset::prepare(source, &artifacts).await?);
+        let parts = Parts {
+            dataset: Dataset::prepare(source, &artifacts).await?,
+            artifacts,
+            store,
+            environment: Environment::system(Timing::default()),
+            check: Arc::new(Checker::new()?),
+            incoming: connections::accept(listener, CONNECTIONS_MAX),
+            address,
+            has_reflection: settings.has_reflection,
+        };
+        let server = Self::assemble(parts, |workers| workers).await?;
+        tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
+        Ok(server)
+    }
+
+    /// Puts a coordinator together and serves. What workers call is served as `served` makes of it.
+    ///
+    /// # Errors
+    /// When the stored events cannot be read or contradict themselves.
+    pub async fn assemble<S, C, I, N, W, F>(parts: Parts<S, C, I>, served: F) -> Result<Self, ServerError>
+    where
+        S: EventStore,
+        C: Check,
+        I: Stream<Item = io::Result<N>> + Send + 'static,
+        N: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        W: WorkerService,
+        F: FnOnce(Workers) -> W,
+    {
+        let Parts { store, artifacts, dataset, environment, check, incoming, address, has_reflection } = parts;
+        let dataset = Arc::new(dataset);
         let test_sets = Arc::new(TestSets::new(artifacts.clone()));
-        let checker = Arc::new(Checker::new()?);
-        let (driver, driving) = Driver::spawn(store, Environment::system(Timing::default())).await?;
+        let (driver, driving) = Driver::spawn(store, environment).await?;
         let stopping = CancellationToken::new();
         let judge =
-            Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), checker };
+            Judge { driver: driver.clone(), artifacts: artifacts.clone(), test_sets: Arc::clone(&test_sets), check };
         let judging = tokio::spawn(judge.run(stopping.clone()));
         let sweeper = Sweeper { driver: driver.clone(), artifacts: artifacts.clone(), dataset: Arc::clone(&dataset) };
         let sweeping = tokio::spawn(sweeper.run(stopping.clone()));
@@ -141,14 +199,12 @@ impl Server {
         let watchers = Gate::new("watchers", WATCHERS_MAX);
         let runs =
             Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, watchers, stopping: stopping.clone() };
-        let workers = Workers::new(driver.clone(), artifacts.clone(), stopping.clone());
+        let workers = served(Workers::new(driver.clone(), artifacts.clone(), stopping.clone()));
         let blobs = Blobs::new(artifacts.clone(), stopping.clone());
         let health = HealthReporter::new();
-        let router = router(workers, blobs, runs, &health, settings.has_reflection).await;
+        let router = router(workers, blobs, runs, &health, has_reflection).await;
         let watching = tokio::spawn(DiskWatch { artifacts, health: health.clone() }.run(stopping.clone()));
-        let incoming = connections::accept(listener, CONNECTIONS_MAX);
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned()));
-        tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
         let (driving, judging, sweeping) = (Some(driving), Some(judging), Some(sweeping));
         Ok(Self { address, driver, dataset, health, stopping, serving, watching, driving, judging, sweeping })
     }
@@ -250,8 +306,14 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     })
 }
 
-async fn router(workers: Workers, blobs: Blobs, runs: Runs, health: &HealthReporter, has_reflection: bool) -> Router {
-    health.set_serving::<WorkerServiceServer<Workers>>().await;
+async fn router<W: WorkerService>(
+    workers: W,
+    blobs: Blobs,
+    runs: Runs,
+    health: &HealthReporter,
+    has_reflection: bool,
+) -> Router {
+    health.set_serving::<WorkerServiceServer<W>>().await;
     health.set_serving::<BlobServiceServer<Blobs>>().await;
     health.set_serving::<RunServiceServer<Runs>>().await;
     let health = tonic_health::server::HealthService::from_health_reporter(health.clone());

@@ -6,7 +6,7 @@
 //! [`ArtifactStore::get_private`]. What a blob means is decided elsewhere.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -30,6 +30,8 @@ pub mod staging;
 pub use error::ArtifactError;
 use room::{Promise, Room, Shortage};
 use staging::Staging;
+
+use crate::blocking;
 
 /// The folder of finished blobs, within the blob store's.
 pub const BLOBS_FOLDER: &str = "blobs";
@@ -101,20 +103,23 @@ impl ArtifactStore {
     pub fn open(directory: impl AsRef<Path>, room: Room) -> Result<Self, ArtifactError> {
         let directory = directory.as_ref();
         let blobs = directory.join(BLOBS_FOLDER);
-        let staging = Staging::open(directory.join(staging::FOLDER))?;
         staging::make_folder(&blobs)?;
         staging::remove_temporary_files(&blobs)?;
         let objects = LocalFileSystem::new_with_prefix(&blobs)
             .map_err(ArtifactError::of_store("open the blob folder"))?
             .with_fsync(true);
+        Self::over(Arc::new(objects), directory.join(staging::FOLDER), room)
+    }
+
+    /// Opens a store whose finished blobs lie in `objects`, and unfinished uploads in the folder `staging`, made if it is not
+    /// there.
+    ///
+    /// # Errors
+    /// When the folder cannot be made, read or cleaned.
+    pub fn over(objects: Arc<dyn ObjectStore>, staging: PathBuf, room: Room) -> Result<Self, ArtifactError> {
+        let staging = Staging::open(staging)?;
         let locks = (0..UPLOAD_LOCKS).map(|_| Arc::new(Mutex::new(()))).collect();
-        Ok(Self {
-            objects: Arc::new(objects),
-            staging: Arc::new(staging),
-            locks,
-            room: Arc::new(room),
-            removals: Arc::default(),
-        })
+        Ok(Self { objects, staging: Arc::new(staging), locks, room: Arc::new(room), removals: Arc::default() })
     }
 
     /// Returns the reference of a stored blob, or `None`.
@@ -501,7 +506,7 @@ fn check_size(blob: BlobRef) -> Result<(), ArtifactError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
 ) -> Result<T, ArtifactError> {
-    match tokio::task::spawn_blocking(work).await {
+    match blocking::run(work).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ArtifactError::Stopped),

@@ -9,11 +9,11 @@ use plurality_common::{
 };
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
-use super::{Message, TICKS_PER_LEASE};
+use super::{Changes, Closed, Message, TICKS_PER_LEASE};
 use crate::core::{
     Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, NamedBlob, PendingVerification,
     Refusal, Registered, Registration, Reply, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport, Timing,
@@ -36,8 +36,8 @@ pub enum DriverError {
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) mailbox: mpsc::Sender<Message>,
-    pub(super) changes: watch::Receiver<u64>,
-    pub(super) wakes: watch::Receiver<u64>,
+    pub(super) changes: Changes,
+    pub(super) wakes: Changes,
     pub(super) timing: Timing,
 }
 
@@ -95,7 +95,7 @@ impl Handle {
             }
             match timeout_at(deadline, wakes.changed()).await {
                 Err(_elapsed) => return Ok(Vec::new()),
-                Ok(Err(_closed)) => return Err(DriverError::Stopped),
+                Ok(Err(Closed)) => return Err(DriverError::Stopped),
                 Ok(Ok(())) => command = Command::Poll(report.clone()),
             }
         }
@@ -309,9 +309,9 @@ impl Handle {
         self.ask(|world, _| world.state.named_blobs()).await
     }
 
-    /// Returns a counter that moves whenever something has happened that is stored. Progress is not: who shows it asks
-    /// again from time to time. The channel closes when the driver ends.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    /// Returns what moves whenever something has happened that is stored. Progress is not: who shows it asks again from time
+    /// to time. It closes when the driver ends.
+    pub fn changes(&self) -> Changes {
         self.changes.clone()
     }
 

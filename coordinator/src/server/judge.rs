@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use plurality_common::{id::AttemptId, recipe::parse::recipe_from_json};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
@@ -9,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
+    blocking,
     cli::error::chain,
     core::{PendingVerification, Verification, VerificationOutcome},
-    dataset::{DatasetError, TestSets},
+    dataset::{DatasetError, TestSet, TestSets},
     driver::{self, DriverError},
-    verify::{Checker, Expected},
+    verify::{Checker, Expected, Rejection, Verified},
 };
 
 /// How long a result waits when the store of blobs fails: it is not the member's fault, and a disk may come back. Other
@@ -27,8 +29,8 @@ enum JudgeError {
     Artifact(#[from] ArtifactError),
     #[error("failed to read the test set")]
     Dataset(#[from] DatasetError),
-    #[error("stopped before the result was checked")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// Results that could not be judged, and when to try again.
@@ -36,7 +38,7 @@ enum JudgeError {
 struct Postponed(BTreeMap<AttemptId, Instant>);
 
 /// Judges one result after the other.
-pub struct Judge {
+pub struct Judge<C> {
     /// Where results come from and verdicts go.
     pub driver: driver::Handle,
     /// Where blobs are.
@@ -44,13 +46,52 @@ pub struct Judge {
     /// What results are judged on.
     pub test_sets: Arc<TestSets>,
     /// What computes.
-    pub checker: Arc<Checker>,
+    pub check: C,
 }
 
-impl Judge {
+/// A result as it was handed over, and what it is held to.
+pub struct Claim {
+    /// What the checkpoint must be.
+    pub expected: Expected,
+    /// The worker's checkpoint.
+    pub checkpoint: Bytes,
+    /// The worker's own predictions.
+    pub predictions: Bytes,
+    /// What it is judged on.
+    pub test_set: Arc<TestSet>,
+}
+
+/// The runtime stopped before a result was checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("stopped before the result was checked")]
+pub struct Stopped;
+
+/// Says whether a result is what it claims to be.
+pub trait Check: Send + Sync + 'static {
+    /// Checks one result. The outer error says that it could not be checked.
+    fn judge(&self, claim: Claim) -> impl Future<Output = Result<Result<Verified, Rejection>, Stopped>> + Send;
+}
+
+impl Check for Arc<Checker> {
+    async fn judge(&self, claim: Claim) -> Result<Result<Verified, Rejection>, Stopped> {
+        let checker = Self::clone(self);
+        let checked = blocking::run(move || {
+            let Claim { expected, checkpoint, predictions, test_set } = claim;
+            checker.check(&expected, &checkpoint, &predictions, &test_set.images, &test_set.labels)
+        });
+        match checked.await {
+            Ok(checked) => Ok(checked),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Stopped),
+        }
+    }
+}
+
+impl<C: Check> Judge<C> {
     /// Judges until `stopping` is cancelled or the driver ends.
     pub async fn run(self, stopping: CancellationToken) {
         tokio::select! {
+            biased;
             ended = self.judge_all() => match ended {
                 // The driver says itself why it ended, and that is to be heard.
                 Err(DriverError::Stopped) => stopping.cancelled().await,
@@ -69,6 +110,7 @@ impl Judge {
             let pending = self.driver.pending_verifications().await?;
             let Some(pending) = postponed.next_due(pending, Instant::now()) else {
                 tokio::select! {
+                    biased;
                     changed = changes.changed() => changed.map_err(|_| DriverError::Stopped)?,
                     () = postponed.first_due() => {}
                 }
@@ -115,15 +157,10 @@ impl Judge {
             Err(error @ DatasetError::Idx(_)) => return Ok(rejected(&error)),
             Err(error) => return Err(error.into()),
         };
-        let checker = Arc::clone(&self.checker);
-        let checked = tokio::task::spawn_blocking(move || {
-            checker.check(&expected, &checkpoint, &claimed, &test_set.images, &test_set.labels)
-        });
-        let verified = match checked.await {
-            Ok(Ok(verified)) => verified,
-            Ok(Err(rejection)) => return Ok(rejected(&rejection)),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return Err(JudgeError::Stopped),
+        let claim = Claim { expected, checkpoint, predictions: claimed, test_set };
+        let verified = match self.check.judge(claim).await? {
+            Ok(verified) => verified,
+            Err(rejection) => return Ok(rejected(&rejection)),
         };
         let predictions = self.artifacts.put(verified.predictions.to_safetensors()).await?;
         Ok(VerificationOutcome::Accepted(Verification {

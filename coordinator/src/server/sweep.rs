@@ -33,6 +33,7 @@ impl Sweeper {
     /// Sweeps until `stopping` is cancelled or the driver ends.
     pub async fn run(self, stopping: CancellationToken) {
         tokio::select! {
+            biased;
             ended = self.sweep_all() => match ended {
                 // The driver says itself why it ended, and that is to be heard.
                 Err(DriverError::Stopped) => stopping.cancelled().await,

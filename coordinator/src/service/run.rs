@@ -9,10 +9,7 @@ use plurality_common::{
     wire::{self, ID_BYTES_MAX},
 };
 use plurality_proto::v1::{self, run_service_server::RunService};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -165,7 +162,7 @@ fn commit_of(run: &RunView, number: MemberIndex) -> Result<CommitView<'_>, Servi
 struct Watching {
     runs: Runs,
     run: RunId,
-    changes: watch::Receiver<u64>,
+    changes: driver::Changes,
     /// The picture sent last, and when.
     last: Option<(v1::Run, Instant)>,
     _place: Place,

@@ -68,6 +68,7 @@ impl Workers {
     async fn instructions(&self, request: v1::SyncRequest) -> Result<Vec<Instruction>, ServiceError> {
         let report = sync_report(request)?;
         tokio::select! {
+            biased;
             instructions = self.driver.sync(report) => Ok(instructions?),
             () = self.stopping.cancelled() => Err(ServiceError::Stopping),
         }
