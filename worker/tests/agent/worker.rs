@@ -41,13 +41,28 @@ resumed=0
 started() { echo "{\"event\":\"started\",\"format\":\"plurality-trainer/3\",\"class\":$class,\"steps_total\":10,\"epochs_total\":2,\"resumed_step\":$resumed}"; }
 progress() { echo "{\"event\":\"progress\",\"step\":$1,\"epoch\":1,\"loss\":0.5,\"images_per_second\":100.0,\"validation_accuracy\":0.9}"; }
 snapshot() { cat > "$out/snapshot-$1"; echo "{\"event\":\"snapshot\",\"step\":$1,\"file\":\"snapshot-$1\"}"; }
-# Until the test makes the file, or the input ends because the worker is gone: 124 says that the input went on. A wish is
-# fulfilled with a snapshot of step 60.
+# Hears wishes until the input ends because the worker is gone; beside the rest, and with none of its pipes, so that the worker
+# sees at once when the trainer ends.
+listen() {
+    while read -r wish; do
+        case $wish in *'"wish":"snapshot"'*) : > "$here/wished-$$" ;; esac
+    done
+    : > "$here/deserted-$$"
+}
+exec 3<&0
+# Until the test makes the file, or the worker is gone. A wish is fulfilled with a snapshot of step 60.
 await() {
+    if [ -z "$listening" ]; then
+        listening=yes
+        listen <&3 > /dev/null 2>&1 &
+    fi
     until [ -e "$here/$1" ]; do
-        heard=$(timeout 0.02 cat)
-        [ $? = 124 ] || exit 1
-        case $heard in *'"wish":"snapshot"'*) echo wished | snapshot 60 ;; esac
+        [ ! -e "$here/deserted-$$" ] || exit 1
+        if [ -e "$here/wished-$$" ]; then
+            rm "$here/wished-$$"
+            echo wished | snapshot 60
+        fi
+        sleep 0.02
     done
 }
 case $mode in
