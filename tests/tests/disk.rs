@@ -67,6 +67,7 @@ async fn a_full_event_store_ends_the_coordinator_and_a_restart_loses_nothing_ack
         ensemble_size: 1,
         continue_unfinished: false,
         first_member: 0,
+        quorum: None,
     };
     let mut acknowledged = BTreeSet::new();
     for seed in 0..3 {

@@ -348,7 +348,8 @@ fn masked(text: &str, mark: &str) -> String {
 /// happened and when by the monotonic clock, and what is seen at the end, all but the times of the wall clock.
 async fn life_by(wall: impl FnMut() -> WallTime + Send + 'static) -> (Vec<(Duration, String)>, String) {
     let store = MemoryStore::default();
-    let environment = Environment { timing: Timing::default(), fresh: counted(), wall: Box::new(wall) };
+    let inspect = Box::new(|_: &_, _: &_| {});
+    let environment = Environment { timing: Timing::default(), fresh: counted(), wall: Box::new(wall), inspect };
     let (handle, _task) = Driver::spawn(store.clone(), environment).await.unwrap();
     let began = Instant::now();
     let steady = handle.register(registration("steady", vec![])).await.unwrap().worker;

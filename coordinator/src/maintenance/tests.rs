@@ -64,7 +64,8 @@ async fn state() -> (TempDir, Blobs) {
     };
     let recipe = RecipeText { name: "tiny".into(), json: "{}".into(), sha256: Digest::of(b"{}") };
     let dataset = DatasetRef { train_images: images, train_labels: images, test_images: images };
-    let request = RunRequest { recipe, dataset, test_labels: labels, size: 1, first_member: MemberIndex(4) };
+    let request =
+        RunRequest { recipe, dataset, test_labels: labels, size: 1, first_member: MemberIndex(4), quorum: None };
     let result = MemberResult {
         checkpoint,
         predictions,
@@ -83,6 +84,7 @@ async fn state() -> (TempDir, Blobs) {
             run: run.clone(),
             member: MemberIndex(0),
             worker,
+            is_spare: false,
             at,
         },
         Event::AttemptStarted { attempt: attempt.clone(), at },

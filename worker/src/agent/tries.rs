@@ -187,11 +187,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn room_is_waited_for_unless_it_is_not_worth_the_wait() {
         let full = Status::resource_exhausted("1 byte free");
-        let mut tries = Tries::new("do it", up().subscribe());
+        let mut tries = Tries::new("do it", up());
         for _ in 0..100 {
             assert_eq!(tries.pause(&full).await, Ok(()));
         }
-        let mut tries = Tries::new("do it", up().subscribe()).unless_full();
+        let mut tries = Tries::new("do it", up()).unless_full();
         assert_eq!(tries.pause(&Status::unavailable("away")).await, Ok(()));
         let refused = tries.pause(&full).await.unwrap_err();
         assert_eq!(refused.to_string(), "the coordinator refused to do it: 1 byte free");
