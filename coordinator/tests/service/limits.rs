@@ -70,8 +70,10 @@ async fn a_call_beyond_those_of_one_connection_waits_for_another_to_end() {
     }
     let mut kept_back = worker.blobs.clone();
     let mut kept_back = Box::pin(kept_back.find_missing(v1::FindMissingRequest { blobs: Vec::new() }));
-    // So that every heartbeat is on its way before it.
-    tokio::task::yield_now().await;
+    // So that every heartbeat is on its way before it: the runtime lets a task go on before it has looked at all others.
+    for _ in 0..CALLS_PER_CONNECTION_MAX {
+        tokio::task::yield_now().await;
+    }
     assert!(timeout(KEPT_BACK, &mut kept_back).await.is_err(), "it was answered beside all others");
     house.submit(1).await;
     timeout(DEADLINE, kept_back).await.expect("it is answered in time").unwrap();
