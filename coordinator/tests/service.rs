@@ -409,6 +409,32 @@ async fn a_worker_of_another_version_is_told_both_versions() {
 }
 
 #[tokio::test]
+async fn a_worker_of_the_oldest_version_served_trains_and_an_older_one_is_refused() {
+    let house = House::open().await;
+    let oldest = v1::RegisterRequest { protocol_min: 1, protocol_max: PROTOCOL_MIN, ..registration() };
+    let channel = Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap();
+    let mut calls = WorkerServiceClient::new(channel.clone());
+    let answer = calls.register(oldest).await.unwrap().into_inner();
+    assert_eq!(answer.protocol, PROTOCOL_MIN);
+    let mut worker = FakeWorker { calls, blobs: BlobServiceClient::new(channel), worker_id: answer.worker_id };
+    house.submit(1).await;
+    worker.do_one().await;
+    House::last_completed(&mut house.client().await).await;
+
+    let older = v1::RegisterRequest {
+        protocol_min: 0,
+        protocol_max: PROTOCOL_MIN - 1,
+        software_version: "0.0.1".to_owned(),
+        ..registration()
+    };
+    let refusal = worker.calls.register(older).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    for part in ["worker 0.0.1", "coordinator 0.1.0", "install worker 0.1.0"] {
+        assert!(refusal.message().contains(part), "{refusal:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_worker_nobody_knows_is_told_to_register() {
     let house = House::open().await;
     let mut worker = FakeWorker::connect(&house).await;
@@ -454,11 +480,7 @@ async fn a_result_that_was_damaged_on_disk_is_asked_for_again_by_its_commit() {
     let result = Trained::of(&start);
     worker.upload(&result.checkpoint, 0).await.unwrap();
     worker.upload(&result.predictions, 0).await.unwrap();
-    let digits = BlobRef::of(&result.checkpoint).sha256.to_string();
-    let file = house.folder.path().join("state/artifacts/blobs/sha256").join(&digits[..2]).join(&digits);
-    let mut damaged = fs::read(&file).unwrap();
-    *damaged.last_mut().unwrap() ^= 1;
-    fs::write(&file, damaged).unwrap();
+    damage(&house, &result.checkpoint);
     assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::BlobsMissing);
     worker.upload(&result.checkpoint, 0).await.unwrap();
     assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
@@ -494,6 +516,15 @@ async fn an_old_blob_that_no_event_names_is_removed_and_a_named_one_stays() {
         assert!(worker.status(BlobRef::of(bytes)).await.is_complete);
     }
     assert!(house.client().await.report("last").await.is_ok());
+}
+
+/// Flips a bit of the stored blob of `bytes`.
+fn damage(house: &House, bytes: &[u8]) {
+    let digits = BlobRef::of(bytes).sha256.to_string();
+    let file = house.folder.path().join("state/artifacts/blobs/sha256").join(&digits[..2]).join(&digits);
+    let mut damaged = fs::read(&file).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&file, damaged).unwrap();
 }
 
 /// Returns the files below `folder`.

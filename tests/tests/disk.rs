@@ -1,7 +1,5 @@
 //! What happens when a disk is full: on a real one, with real processes.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use std::collections::BTreeSet;
 
 use plurality_common::recipe::{Recipe, builtin};

@@ -1,5 +1,7 @@
 //! Which protocol two programs speak to each other.
 
+use std::ops::RangeInclusive;
+
 use plurality_common::limits::{PROTOCOL, PROTOCOL_MIN};
 use thiserror::Error;
 
@@ -28,8 +30,7 @@ pub fn negotiate(
     worker_version: &str,
     coordinator_version: &str,
 ) -> Result<u32, IncompatibleVersion> {
-    let protocol = worker_max.min(PROTOCOL);
-    if worker_min <= protocol && protocol >= PROTOCOL_MIN && worker_min <= worker_max {
+    if let Some(protocol) = newest_common(worker_min..=worker_max, PROTOCOL_MIN..=PROTOCOL) {
         return Ok(protocol);
     }
     let remedy = if worker_min > PROTOCOL {
@@ -46,9 +47,29 @@ pub fn negotiate(
     })
 }
 
+/// Returns the newest version in both ranges.
+fn newest_common(theirs: RangeInclusive<u32>, ours: RangeInclusive<u32>) -> Option<u32> {
+    let newest = *theirs.end().min(ours.end());
+    (theirs.contains(&newest) && ours.contains(&newest)).then_some(newest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_and_the_one_before_it_are_served_and_no_others() {
+        let served = |theirs| newest_common(theirs, 4..=5);
+        assert_eq!(served(4..=5), Some(5));
+        assert_eq!(served(5..=9), Some(5), "a newer one that still speaks ours");
+        assert_eq!(served(1..=4), Some(4), "an older one");
+        for refused in [1..=3, 6..=9, 0..=0] {
+            assert_eq!(served(refused.clone()), None, "{refused:?}");
+        }
+        let (first, last) = (9, 5);
+        assert_eq!(served(first..=last), None, "no range at all");
+        assert!(PROTOCOL_MIN <= PROTOCOL.saturating_sub(1).max(1), "the version before this one must be served");
+    }
 
     #[test]
     fn the_newest_common_version_is_spoken() {

@@ -61,22 +61,25 @@ async fn an_upload_beyond_the_limit_is_refused_and_taken_when_another_ends() {
 async fn a_call_beyond_those_of_one_connection_waits_for_another_to_end() {
     let house = House::open().await;
     let worker = FakeWorker::connect(&house).await;
-    let mut syncs = JoinSet::new();
-    for _ in 0..CALLS_PER_CONNECTION_MAX {
+    let sync = || {
         let mut calls = worker.calls.clone();
         let request =
             v1::SyncRequest { worker_id: worker.worker_id.clone(), free_slots: 1, ..v1::SyncRequest::default() };
-        syncs.spawn(async move { calls.sync(request).await });
-    }
-    let mut kept_back = worker.blobs.clone();
-    let mut kept_back = Box::pin(kept_back.find_missing(v1::FindMissingRequest { blobs: Vec::new() }));
-    // So that every heartbeat is on its way before it: the runtime lets a task go on before it has looked at all others.
-    for _ in 0..CALLS_PER_CONNECTION_MAX {
+        Box::pin(async move { calls.sync(request).await })
+    };
+    let mut syncs: Vec<_> = (0..CALLS_PER_CONNECTION_MAX).map(|_| sync()).collect();
+    for sync in &mut syncs {
+        // Asked once, it is on its way before all that is asked later.
+        assert!(futures::poll!(sync).is_pending());
+        // The runtime lets a task only do so much at once.
         tokio::task::yield_now().await;
     }
+    let mut blobs = worker.blobs.clone();
+    let mut kept_back = Box::pin(blobs.find_missing(v1::FindMissingRequest { blobs: Vec::new() }));
     assert!(timeout(KEPT_BACK, &mut kept_back).await.is_err(), "it was answered beside all others");
     house.submit(1).await;
-    timeout(DEADLINE, kept_back).await.expect("it is answered in time").unwrap();
+    let (_answered, answer) = timeout(DEADLINE, async { tokio::join!(join_all(syncs), kept_back) }).await.unwrap();
+    answer.unwrap();
 }
 
 #[tokio::test]

@@ -135,3 +135,27 @@ async fn without_a_worker_it_waits_and_says_for_what() {
     let status = timeout(DEADLINE, child.wait()).await.expect("it ends in time").unwrap();
     assert_eq!(status.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_damaged_checkpoint_is_made_good_by_training_its_member_again() {
+    let house = House::open().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    house.submit(1).await;
+    let start = worker.start().await;
+    let result = Trained::of(&start);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    worker.upload(&result.predictions, 0).await.unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    let mut client = house.client().await;
+    House::last_completed(&mut client).await;
+    damage(&house, &result.checkpoint);
+
+    client.reproduce("last", 0).await.unwrap();
+    let start = worker.start().await;
+    // The damage is in a bit of a file of the right length: only who reads it finds it.
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::BlobsMissing);
+    worker.upload(&result.checkpoint, 0).await.unwrap();
+    assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
+    House::last_completed(&mut client).await;
+    assert_eq!(client.download(BlobRef::of(&result.checkpoint)).await.unwrap(), result.checkpoint);
+}

@@ -13,7 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES, recipe::builtin};
+use plurality_common::{
+    blob::BlobRef,
+    limits::{CHUNK_BYTES, PROTOCOL},
+    recipe::builtin,
+};
 use plurality_proto::v1::{
     self,
     blob_service_server::{BlobService, BlobServiceServer},
@@ -47,6 +51,8 @@ pub struct Notes {
     /// Given out with the next `Sync`.
     pub instructions: Vec<v1::Instruction>,
     pub register_refusal: Option<Status>,
+    /// The protocol that the answer to a registration names, if not the newest.
+    pub protocol: Option<u32>,
     pub orphan_timeout_ms: u32,
     /// The next downloads end after so many chunks.
     pub cut_downloads: VecDeque<usize>,
@@ -255,7 +261,7 @@ impl WorkerService for Shared {
             }
             Ok(Response::new(v1::RegisterResponse {
                 worker_id: format!("worker-{}", notes.registrations.len()),
-                protocol: 1,
+                protocol: notes.protocol.unwrap_or(PROTOCOL),
                 software_version: "fake".to_owned(),
                 heartbeat_ms: 100,
                 lease_ms: 30_000,

@@ -13,7 +13,7 @@ use std::{
 
 use plurality_common::{
     blob::BlobRef,
-    limits::{CHUNK_BYTES, UPLOADS_PER_WORKER_MAX},
+    limits::{CHUNK_BYTES, PROTOCOL, UPLOADS_PER_WORKER_MAX},
 };
 use plurality_proto::v1::{self, AttemptPhase, CommitOutcome, FailureKind, instruction::Kind};
 use tonic::Status;
@@ -561,4 +561,15 @@ fn a_worker_sends_only_so_many_files_at_a_time() {
     coordinator.note(|notes| notes.holds_uploads = false);
     coordinator.wait("all are committed", |notes| notes.commits.len() == members);
     assert_eq!(coordinator.note(|notes| notes.uploads_peak), UPLOADS_PER_WORKER_MAX);
+}
+
+#[test]
+fn a_coordinator_of_another_protocol_is_left_with_both_versions_in_the_log() {
+    let coordinator = Coordinator::start();
+    coordinator.note(|notes| notes.protocol = Some(PROTOCOL + 1));
+    let mut worker = Worker::start(&coordinator, "happy", &["--slots", "1"]);
+    assert!(!worker.ended().success());
+    let (newer, version) = (PROTOCOL + 1, env!("CARGO_PKG_VERSION"));
+    worker.says(&format!("the coordinator (fake) wants protocol {newer}, this worker ({version}) speaks"));
+    worker.says("install the same version on both");
 }
