@@ -10,6 +10,10 @@ SHELL := /bin/bash
 # More words for the coordinator: make run ARGS='--seed 7 --out results/seven'
 ARGS ?=
 
+# Which clusters to simulate: so many seeds, from this one on.
+SEEDS ?= 1000
+FROM ?= 0
+
 # LibTorch: your own if LIBTORCH names it, else the one that `make setup` fetches. Absolute, because cargo runs build
 # scripts elsewhere.
 ifeq ($(strip $(LIBTORCH)),)
@@ -25,7 +29,7 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 CARGO_FLAGS := --release --workspace --features plurality-worker/torch
 BUF := .tools/buf-1.75.0
 
-.PHONY: help setup build run try test lint bench dist images clean
+.PHONY: help setup build run try test sim lint bench dist images clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +53,10 @@ test: build ## run all tests, doctests too
 	@cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --version 0.9.143 --locked
 	@cargo test $(CARGO_FLAGS) --doc --quiet
 	@cargo nextest run $(CARGO_FLAGS)
+
+sim: setup ## simulate clusters through random faults (SEEDS=10000 FROM=0; ARGS=--trace prints what happens)
+	@cargo build $(CARGO_FLAGS) --bin simulation
+	@$(BUILT)/simulation --seeds $(SEEDS) --from $(FROM) $(ARGS)
 
 lint: setup $(BUF) ## formatting, clippy, docs, the wire contract, scripts, licences
 	@cargo fmt --all --check

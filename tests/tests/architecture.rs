@@ -97,8 +97,12 @@ fn dependencies_point_only_one_way() {
                 "plurality-worker",
             ][..],
         ),
-        ("coordinator/Cargo.toml", &["tch", "torch-sys", "plurality-worker"][..]),
-        ("worker/Cargo.toml", &["candle-core", "candle-nn", "sqlx", "plurality-coordinator"][..]),
+        ("coordinator/Cargo.toml", &["tch", "torch-sys", "plurality-worker", "plurality-simulation"][..]),
+        (
+            "worker/Cargo.toml",
+            &["candle-core", "candle-nn", "sqlx", "plurality-coordinator", "plurality-simulation"][..],
+        ),
+        ("simulation/Cargo.toml", &["tch", "torch-sys", "candle-core", "candle-nn", "sqlx"][..]),
         ("proto/Cargo.toml", &["plurality-common", "plurality-coordinator", "plurality-worker"][..]),
     ] {
         let named = dependencies(manifest);
@@ -163,7 +167,7 @@ fn tasks_and_threads_are_started_in_few_places() {
 #[test]
 fn every_source_file_begins_with_its_subject() {
     let mut silent = Vec::new();
-    for folder in ["proto", "common", "coordinator", "worker", "tests"] {
+    for folder in ["proto", "common", "coordinator", "worker", "simulation", "tests"] {
         for source in sources(folder) {
             if !source.text.starts_with("//!") {
                 silent.push(format!("{} has no module doc", source.path));
@@ -176,7 +180,7 @@ fn every_source_file_begins_with_its_subject() {
 #[test]
 fn no_test_is_switched_off() {
     let mut found = Vec::new();
-    for folder in ["common", "coordinator", "worker", "tests"] {
+    for folder in ["common", "coordinator", "worker", "simulation", "tests"] {
         for source in sources(folder).iter().filter(|source| source.path != "tests/tests/architecture.rs") {
             for (number, line) in source.text.lines().enumerate() {
                 if ["#[ignore", "#[should_panic", "#[allow("].iter().any(|mark| line.trim_start().starts_with(mark)) {

@@ -1,0 +1,724 @@
+//! A whole cluster, from its first machine to the end of its last run.
+//!
+//! Machines take turns of [`LATENCY_MIN`], always in the same order; in between, what the plan has for this moment happens to
+//! them. Once the plan's faults are over, everything that is off is switched on again, a worker that nothing has happened to
+//! is added, and every run has to come to its end.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use object_store::memory::InMemory;
+use plurality_common::{
+    dataset::DatasetRef,
+    digest::Digest,
+    idx::{Images, Labels},
+    limits::{DRAIN_TIMEOUT, STALL_TIMEOUT},
+};
+use plurality_coordinator::{
+    artifacts::{ArtifactStore, room::Room},
+    blocking,
+    core::{Moment, WallTime, World},
+    dataset::Dataset,
+    driver::{Environment, StartError},
+    server::{Parts, Server, ServerError},
+    store::StoreError,
+};
+use plurality_proto::v1::run_service_client::RunServiceClient;
+use plurality_worker::{
+    agent::{
+        self, AgentError, Outfit,
+        server::Server as Way,
+        session::{Home, Identity},
+    },
+    config::ResolvedDevice,
+    host,
+    signals::Leave,
+};
+use tempfile::TempDir;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    chance::Chance,
+    check::SyntheticCheck,
+    clock::Clock,
+    disk::Disk,
+    machine::{Machine, note_panics, take_panics},
+    network::{Address, LATENCY_MIN, Link, Network},
+    people::{People, worker_name},
+    plan::{Faults, Incident, Plan, Sabotage, WorkerPlan, habit},
+    service::Unreliable,
+    synthetic::{CLASSES, Synthetic, TEST_IMAGES, class},
+    trace::Trace,
+    witness::Witness,
+};
+
+/// The coordinator's place among the machines.
+const COORDINATOR: Address = Address(0);
+/// The people's.
+const PEOPLE: Address = Address(1);
+/// The first worker's.
+const FIRST_WORKER: usize = 2;
+/// Streams of [`Chance`] beside the plan's.
+const CLUSTER_STREAM: u64 = 3;
+const FRESH_STREAM: u64 = 4;
+/// How long a run may take to end once faults have stopped: several orphan windows, and all work on one slow slot.
+const PATIENCE: Duration = Duration::from_secs(3 * 60 * 60);
+/// How long workers may take to learn that everything has ended.
+const SETTLING: Duration = Duration::from_secs(100);
+/// Where the wall clock begins, in milliseconds since 1970: some day in 2026.
+const WALL_BEGIN_MS: i64 = 1_780_000_000_000;
+/// Training images, as the recipe of [`crate::people`] wants them.
+const TRAIN_IMAGES: usize = 10;
+/// Rows and columns of an image.
+const IMAGE_PIXELS: usize = 4;
+
+/// A simulation could not be made.
+#[derive(Debug, Error)]
+pub enum SimulationError {
+    /// There is no room for files.
+    #[error("failed to make a folder for the simulated machines")]
+    Folder(#[source] io::Error),
+    /// There is no room for a runtime.
+    #[error("failed to switch a simulated machine on")]
+    Machine(#[source] io::Error),
+}
+
+/// How a simulation went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What was as it must never be.
+    pub violation: Option<String>,
+    /// Digest of everything that happened.
+    pub digest: Digest,
+    /// The last lines of the trace.
+    pub tail: Vec<String>,
+    /// Virtual time that it took.
+    pub time: Duration,
+    /// Attempts that were made.
+    pub attempts: usize,
+    /// Members committed.
+    pub committed: usize,
+    /// Runs completed, failed, cancelled.
+    pub runs: [usize; 3],
+    /// Times that the coordinator was started.
+    pub coordinator_lives: u64,
+}
+
+/// How the program of a machine ended.
+#[derive(Debug)]
+enum Exit {
+    /// As it was asked to, or had nothing more to do.
+    Done,
+    /// For a reason that the simulation gave it.
+    Expected(String),
+    /// For no reason.
+    Unexpected(String),
+}
+
+/// Something that happens at a certain time.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Boot(Address),
+    Thaw(Address),
+    Incident(Incident),
+    Restore(Address, Address),
+    Calm,
+}
+
+/// A place for a machine, on or off.
+#[derive(Default)]
+struct Place {
+    machine: Option<Machine<Exit>>,
+    is_frozen: bool,
+    lives: u64,
+    /// Cancelled when its program is to end in order.
+    leave: CancellationToken,
+}
+
+/// A cluster under way.
+struct Cluster {
+    seed: u64,
+    plan: Plan,
+    clock: Clock,
+    trace: Trace,
+    witness: Witness,
+    faults: Faults,
+    chance: Chance,
+    fresh: Chance,
+    network: Network,
+    disk: Disk,
+    objects: Arc<InMemory>,
+    folder: TempDir,
+    dataset: SmallDataset,
+    /// How far the wall clock is from where it should be.
+    wall_shift_ms: Arc<AtomicI64>,
+    trainers: BTreeMap<Address, Synthetic>,
+    places: BTreeMap<Address, Place>,
+    deeds: BTreeMap<(Duration, u64), Deed>,
+    next_deed: u64,
+    now: Duration,
+    is_calm: bool,
+}
+
+/// Simulates what `seed` stands for.
+///
+/// # Errors
+///
+/// When there is no room for the simulated machines.
+pub fn simulate(seed: u64, sabotage: Sabotage, is_printed: bool) -> Result<Outcome, SimulationError> {
+    host::simulate(seed);
+    blocking::simulate();
+    note_panics();
+    Cluster::new(seed, sabotage, is_printed)?.run()
+}
+
+/// A dataset of a few tiny images.
+#[derive(Clone)]
+struct SmallDataset {
+    train_images: Images,
+    train_labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
+}
+
+impl SmallDataset {
+    fn new() -> Self {
+        let images = |count: usize, ink: u8| Images {
+            count,
+            rows: IMAGE_PIXELS,
+            columns: IMAGE_PIXELS,
+            pixels: vec![ink; count * IMAGE_PIXELS * IMAGE_PIXELS],
+        };
+        let labels = |count: usize| Labels((0..CLASSES as u8).cycle().take(count).collect());
+        Self {
+            train_images: images(TRAIN_IMAGES, 1),
+            train_labels: labels(TRAIN_IMAGES),
+            test_images: images(TEST_IMAGES, 2),
+            test_labels: labels(TEST_IMAGES),
+        }
+    }
+
+    async fn store(self, artifacts: &ArtifactStore) -> Result<Dataset, ServerError> {
+        let reference = DatasetRef {
+            train_images: artifacts.put(self.train_images.to_idx()).await?,
+            train_labels: artifacts.put(self.train_labels.to_idx()).await?,
+            test_images: artifacts.put(self.test_images.to_idx()).await?,
+        };
+        let test_labels = artifacts.put_private(self.test_labels.to_idx()).await?;
+        Ok(Dataset {
+            reference,
+            test_labels,
+            train_images: TRAIN_IMAGES,
+            test_images: TEST_IMAGES,
+            input: self.test_images.shape(),
+            classes: CLASSES,
+        })
+    }
+}
+
+impl Cluster {
+    fn new(seed: u64, sabotage: Sabotage, is_printed: bool) -> Result<Self, SimulationError> {
+        let plan = Plan::draw(seed);
+        let clock = Clock::default();
+        let trace = Trace::new(is_printed);
+        let witness = Witness::new(clock.clone(), trace.clone(), plan.file_bytes);
+        let faults = Faults::new(plan.rates, sabotage);
+        let chance = Chance::new(seed, CLUSTER_STREAM);
+        let network = Network::new(clock.clone(), seed);
+        let disk = Disk::new(chance.clone(), faults.clone(), witness.clone());
+        let folder = scratch_folder().map_err(SimulationError::Folder)?;
+        let mut cluster = Self {
+            seed,
+            clock,
+            trace,
+            witness,
+            faults,
+            chance,
+            fresh: Chance::new(seed, FRESH_STREAM),
+            network,
+            disk,
+            objects: Arc::new(InMemory::new()),
+            folder,
+            dataset: SmallDataset::new(),
+            wall_shift_ms: Arc::default(),
+            trainers: BTreeMap::new(),
+            places: BTreeMap::new(),
+            deeds: BTreeMap::new(),
+            next_deed: 0,
+            now: Duration::ZERO,
+            is_calm: false,
+            plan,
+        };
+        cluster.witness.say(&format!("{:?}", cluster.plan));
+        cluster.prepare();
+        Ok(cluster)
+    }
+
+    /// Puts down everything that is to happen.
+    fn prepare(&mut self) {
+        let workers: Vec<WorkerPlan> = self.plan.workers.clone();
+        self.later(Duration::ZERO, Deed::Boot(COORDINATOR));
+        self.later(Duration::ZERO, Deed::Boot(PEOPLE));
+        for (worker, plan) in workers.iter().enumerate() {
+            self.equip(worker, plan);
+            self.later(plan.comes_at, Deed::Boot(address(worker)));
+            for (from, to) in [(address(worker), COORDINATOR), (COORDINATOR, address(worker))] {
+                let link = Link {
+                    latency: LATENCY_MIN + self.chance.seconds(0.0, 0.1),
+                    jitter: self.chance.seconds(0.0, 0.2),
+                    is_down: false,
+                    cut: self.plan.rates.cut,
+                };
+                self.network.change(from, to, |known| *known = link);
+            }
+        }
+        for (at, incident) in self.plan.incidents.clone() {
+            self.later(at, Deed::Incident(incident));
+        }
+        self.later(self.plan.calm_at, Deed::Calm);
+    }
+
+    /// Gives a worker its trainers, which outlive its processes only as a count.
+    fn equip(&mut self, worker: usize, plan: &WorkerPlan) {
+        let (chance, faults, step) = (self.chance.clone(), self.faults.clone(), plan.step);
+        let habits = Arc::new(move || habit(&chance, step, &faults));
+        let trainers = Synthetic::new(class(plan.class), self.plan.file_bytes, habits);
+        self.trainers.insert(address(worker), trainers);
+    }
+
+    fn later(&mut self, at: Duration, deed: Deed) {
+        self.deeds.insert((at.max(self.now), self.next_deed), deed);
+        self.next_deed += 1;
+    }
+
+    fn run(mut self) -> Result<Outcome, SimulationError> {
+        let ran = self.run_to_the_end();
+        // Programs that still run end here, and what they say while they do is of no interest.
+        let addresses: Vec<Address> = self.places.keys().copied().collect();
+        for address in addresses {
+            self.switch_off(address, false);
+        }
+        ran?;
+        let (committed, runs) = self.witness.with_ledger(|ledger| ledger.totals());
+        Ok(Outcome {
+            seed: self.seed,
+            violation: self.trace.violation(),
+            digest: self.trace.digest(),
+            tail: self.trace.tail(),
+            time: self.now,
+            attempts: self.witness.with_ledger(|ledger| ledger.attempts()),
+            committed,
+            runs,
+            coordinator_lives: self.places.get(&COORDINATOR).map_or(0, |place| place.lives),
+        })
+    }
+
+    fn run_to_the_end(&mut self) -> Result<(), SimulationError> {
+        while !(self.is_calm && self.witness.is_all_done()) {
+            self.turn()?;
+            if self.now > self.plan.calm_at + PATIENCE {
+                let left = self.witness.what_is_left();
+                self.witness.object(&format!("{} s after faults stopped: {left}", PATIENCE.as_secs()));
+            }
+            if self.trace.violation().is_some() {
+                return Ok(());
+            }
+        }
+        let settled_at = self.now + SETTLING;
+        while self.now < settled_at && self.trace.violation().is_none() {
+            self.turn()?;
+        }
+        self.audit()
+    }
+
+    /// Does what is due, and lets every machine run until the next thing is.
+    fn turn(&mut self) -> Result<(), SimulationError> {
+        while let Some(entry) = self.deeds.first_entry()
+            && entry.key().0 <= self.now
+        {
+            let deed = entry.remove();
+            self.do_it(deed)?;
+        }
+        let next_deed = self.deeds.keys().next().map_or(Duration::MAX, |(at, _)| *at);
+        let until = (self.now + LATENCY_MIN).min(next_deed);
+        for place in self.places.values() {
+            if let Some(machine) = place.machine.as_ref().filter(|_| !place.is_frozen) {
+                machine.run_until(until);
+            }
+        }
+        self.now = until;
+        self.clock.reach(until);
+        self.bury();
+        let fallen: Vec<Address> = self
+            .trainers
+            .iter()
+            .filter(|(_, trainers)| trainers.has_gone_down())
+            .map(|(address, _)| *address)
+            .collect();
+        for address in fallen {
+            self.witness.say(&format!("{address:?} is brought down by a training"));
+            let (away, says_goodbye) = (self.chance.seconds(0.5, 5.0), self.chance.happens(0.5));
+            self.kill(address, away, says_goodbye);
+        }
+        for (address, trainers) in &self.trainers {
+            let slots = self.slots(*address);
+            if trainers.under_way() > slots {
+                self.witness.object(&format!("{address:?} has {} trainings in {slots} slots", trainers.under_way()));
+            }
+        }
+        for panic in take_panics() {
+            self.witness.object(&format!("a program panicked: {panic}"));
+        }
+        Ok(())
+    }
+
+    fn slots(&self, address: Address) -> usize {
+        self.worker_plan(address).map_or(usize::MAX, |plan| plan.slots as usize)
+    }
+
+    fn worker_plan(&self, address: Address) -> Option<&WorkerPlan> {
+        address.0.checked_sub(FIRST_WORKER).and_then(|worker| self.plan.workers.get(worker))
+    }
+
+    /// Looks after machines whose programs have ended.
+    fn bury(&mut self) {
+        let ended = self.places.iter().filter(|(_, place)| place.machine.as_ref().is_some_and(Machine::has_ended));
+        let ended: Vec<Address> = ended.map(|(address, _)| *address).collect();
+        for address in ended {
+            let machine = self.places.get_mut(&address).and_then(|place| place.machine.take());
+            let Some(machine) = machine else { continue };
+            self.network.switch_off(address, true);
+            match machine.outcome() {
+                Some(Exit::Done) => self.witness.say(&format!("{address:?} ends in order")),
+                Some(Exit::Expected(reason)) => self.witness.say(&format!("{address:?} ends: {reason}")),
+                Some(Exit::Unexpected(reason)) => self.witness.object(&format!("{address:?} ends: {reason}")),
+                // The panic itself is noted elsewhere.
+                None => self.witness.say(&format!("{address:?} ends in a panic")),
+            }
+            if address != PEOPLE {
+                let back_at = self.now + self.chance.seconds(0.5, 20.0);
+                self.later(back_at, Deed::Boot(address));
+            }
+        }
+    }
+
+    fn do_it(&mut self, deed: Deed) -> Result<(), SimulationError> {
+        match deed {
+            Deed::Boot(address) => return self.boot(address),
+            Deed::Thaw(address) => self.thaw(address),
+            Deed::Restore(from, to) => {
+                let cut = self.faults.get().cut;
+                self.network.change(from, to, |link| *link = Link { cut, ..Link::default() });
+            }
+            Deed::Incident(incident) if !self.is_calm => self.happen(incident),
+            Deed::Incident(_) => {}
+            Deed::Calm => self.calm(),
+        }
+        Ok(())
+    }
+
+    fn happen(&mut self, incident: Incident) {
+        self.witness.say(&format!("{incident:?}"));
+        match incident {
+            Incident::CoordinatorDies { away, says_goodbye } => self.kill(COORDINATOR, away, says_goodbye),
+            Incident::CoordinatorStops => self.ask_to_leave(COORDINATOR),
+            Incident::CoordinatorFreezes { pause } => self.freeze(COORDINATOR, pause),
+            Incident::WorkerDies { worker, away, says_goodbye } => self.kill(address(worker), away, says_goodbye),
+            Incident::WorkerLeaves { worker } => self.ask_to_leave(address(worker)),
+            Incident::WorkerFreezes { worker, pause } => self.freeze(address(worker), pause),
+            Incident::Partition { worker, upwards, downwards, span } => {
+                let links = [(address(worker), COORDINATOR, upwards), (COORDINATOR, address(worker), downwards)];
+                for (from, to, _) in links.into_iter().filter(|(_, _, is_down)| *is_down) {
+                    self.network.change(from, to, |link| link.is_down = true);
+                    self.later(self.now + span, Deed::Restore(from, to));
+                }
+            }
+            Incident::SlowLink { worker, extra, span } => {
+                for (from, to) in [(address(worker), COORDINATOR), (COORDINATOR, address(worker))] {
+                    self.network.change(from, to, |link| link.latency += extra);
+                    self.later(self.now + span, Deed::Restore(from, to));
+                }
+            }
+            Incident::ClockJumps { by_s } => {
+                self.wall_shift_ms.fetch_add(by_s * 1000, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends all faults: what is off is switched on, what is down goes up, and a worker comes that nothing has happened to.
+    fn calm(&mut self) {
+        self.witness.say("faults stop");
+        self.is_calm = true;
+        self.faults.stop();
+        let fresh = WorkerPlan {
+            slots: 2,
+            class: 0,
+            comes_at: self.now,
+            orphan_timeout: None,
+            snapshot_interval: Duration::from_secs(5),
+            step: Duration::from_secs(1),
+        };
+        self.plan.workers.push(fresh.clone());
+        self.equip(self.plan.workers.len() - 1, &fresh);
+        for worker in 0..self.plan.workers.len() {
+            for (from, to) in [(address(worker), COORDINATOR), (COORDINATOR, address(worker))] {
+                self.network.change(from, to, |link| *link = Link::default());
+            }
+        }
+        let addresses = std::iter::once(COORDINATOR).chain((0..self.plan.workers.len()).map(address));
+        for address in addresses {
+            self.thaw(address);
+            self.later(self.now, Deed::Boot(address));
+        }
+    }
+
+    fn kill(&mut self, address: Address, away: Duration, says_goodbye: bool) {
+        if self.switch_off(address, says_goodbye) {
+            self.later(self.now + away, Deed::Boot(address));
+        }
+    }
+
+    /// Switches a machine off; says whether it was on.
+    fn switch_off(&mut self, address: Address, says_goodbye: bool) -> bool {
+        let place = self.places.entry(address).or_default();
+        place.is_frozen = false;
+        let Some(machine) = place.machine.take() else { return false };
+        // First, so that connections that are dropped with the machine say nothing.
+        self.network.switch_off(address, says_goodbye);
+        drop(machine);
+        true
+    }
+
+    fn ask_to_leave(&mut self, address: Address) {
+        if let Some(place) = self.places.get(&address) {
+            place.leave.cancel();
+        }
+    }
+
+    fn freeze(&mut self, address: Address, pause: Duration) {
+        let place = self.places.entry(address).or_default();
+        if place.machine.is_some() && !place.is_frozen {
+            place.is_frozen = true;
+            self.later(self.now + pause, Deed::Thaw(address));
+        }
+    }
+
+    fn thaw(&mut self, address: Address) {
+        let now = self.now;
+        let place = self.places.entry(address).or_default();
+        if std::mem::take(&mut place.is_frozen)
+            && let Some(machine) = &place.machine
+        {
+            self.witness.say(&format!("{address:?} goes on"));
+            machine.wake(now);
+        }
+    }
+
+    fn boot(&mut self, address: Address) -> Result<(), SimulationError> {
+        let place = self.places.entry(address).or_default();
+        if place.machine.is_some() {
+            return Ok(());
+        }
+        place.lives += 1;
+        place.leave = CancellationToken::new();
+        let (life, leave) = (place.lives, place.leave.clone());
+        self.witness.say(&format!("{address:?} is switched on, life {life}"));
+        self.network.boot(address);
+        let booted = match address {
+            COORDINATOR => Machine::boot(&self.clock, self.now, self.coordinator(leave)),
+            PEOPLE => Machine::boot(&self.clock, self.now, self.people()),
+            Address(number) => Machine::boot(&self.clock, self.now, self.worker(number - FIRST_WORKER, leave)),
+        };
+        let machine = booted.map_err(SimulationError::Machine)?;
+        self.places.entry(address).or_default().machine = Some(machine);
+        Ok(())
+    }
+
+    fn coordinator(&self, leave: CancellationToken) -> impl Future<Output = Exit> + use<> {
+        let (disk, network) = (self.disk.clone(), self.network.clone());
+        let (chance, faults, witness) = (self.chance.clone(), self.faults.clone(), self.witness.clone());
+        let environment = self.environment();
+        let (objects, staging) = (Arc::clone(&self.objects), self.staging());
+        let dataset = self.dataset.clone();
+        let start = async move {
+            let artifacts = ArtifactStore::over(objects, staging, Room::boundless())?;
+            let dataset = dataset.store(&artifacts).await?;
+            let parts = Parts {
+                store: disk.open(),
+                artifacts,
+                dataset,
+                environment,
+                check: SyntheticCheck { chance: chance.clone(), faults: faults.clone(), witness: witness.clone() },
+                incoming: network.listen(COORDINATOR),
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+                has_reflection: false,
+            };
+            Server::assemble(parts, |workers| Unreliable::new(workers, chance, faults, witness)).await
+        };
+        async move {
+            let mut server = match start.await {
+                Ok(server) => server,
+                Err(error) => return exit_of(&error),
+            };
+            tokio::select! {
+                biased;
+                error = server.failed() => return exit_of(&error),
+                () = leave.cancelled() => {}
+            }
+            match server.stop().await {
+                Ok(()) => Exit::Done,
+                Err(error) => exit_of(&error),
+            }
+        }
+    }
+
+    fn environment(&self) -> Environment {
+        let (fresh, clock, shift) = (self.fresh.clone(), self.clock.clone(), Arc::clone(&self.wall_shift_ms));
+        let witness = self.witness.clone();
+        Environment {
+            timing: self.plan.timing,
+            fresh: Box::new(move || fresh.bytes()),
+            wall: Box::new(move || {
+                let passed_ms = i64::try_from(clock.now().as_millis()).unwrap_or(i64::MAX);
+                WallTime(WALL_BEGIN_MS + passed_ms + shift.load(Ordering::Relaxed))
+            }),
+            inspect: Box::new(move |world, events| witness.inspect(world, events)),
+        }
+    }
+
+    fn people(&self) -> impl Future<Output = Exit> + use<> {
+        let way = way(&self.network, PEOPLE);
+        let (runs, errands, witness) = (self.plan.runs.clone(), self.plan.errands.clone(), self.witness.clone());
+        async move {
+            let client = RunServiceClient::new(way.channel());
+            People { client, runs, errands, witness }.run().await;
+            Exit::Done
+        }
+    }
+
+    fn worker(&self, worker: usize, leave: CancellationToken) -> impl Future<Output = Exit> + use<> {
+        let plan = &self.plan.workers[worker];
+        let identity = Identity {
+            instance_id: hex_of(self.chance.bytes()),
+            name: worker_name(worker),
+            slots: plan.slots,
+            threads_per_slot: 1,
+            device: ResolvedDevice::Cpu.to_string(),
+            cores: plan.slots,
+            class: class(plan.class),
+        };
+        let outfit = Outfit {
+            server: way(&self.network, address(worker)),
+            address: "the simulated coordinator".to_owned(),
+            identity,
+            device: ResolvedDevice::Cpu,
+            trainers: Arc::new(self.trainers[&address(worker)].clone()),
+            cache: self.folder.path().join(worker_name(worker)),
+            orphan_timeout: plan.orphan_timeout,
+            snapshot_interval: plan.snapshot_interval,
+            stall_timeout: STALL_TIMEOUT,
+            drain_timeout: DRAIN_TIMEOUT,
+            home: Home::SharedRuntime,
+        };
+        async move {
+            match agent::serve(outfit, Leave { now: leave, ..Leave::default() }).await {
+                Ok(()) => Exit::Done,
+                Err(error @ AgentError::Refused { .. }) => Exit::Unexpected(error.to_string()),
+                Err(error) => Exit::Unexpected(format!("{error:?}")),
+            }
+        }
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.folder.path().join("staging")
+    }
+
+    /// Looks at what is left behind, once all is done: nobody trains, the log replays, and what was committed is there.
+    fn audit(&mut self) -> Result<(), SimulationError> {
+        for (address, trainers) in &self.trainers {
+            if trainers.under_way() > 0 {
+                let count = trainers.under_way();
+                self.witness.object(&format!("{address:?} still has {count} trainings under way that nobody wants"));
+            }
+        }
+        let (witness, timing) = (self.witness.clone(), self.plan.timing);
+        let (objects, staging) = (Arc::clone(&self.objects), self.staging());
+        let auditing = async move {
+            let world = World::replay(&witness.events(), Moment::default(), &timing);
+            if let Err(broken) = world.check_invariants() {
+                witness.object(&format!("after a replay: {broken}"));
+            }
+            let artifacts = match ArtifactStore::over(objects, staging, Room::boundless()) {
+                Ok(artifacts) => artifacts,
+                Err(error) => return Exit::Unexpected(error.to_string()),
+            };
+            for view in world.run_views(Moment::default()) {
+                for commit in view.members.iter().filter_map(|member| member.commit()) {
+                    let blobs = [commit.result.checkpoint, commit.result.predictions, commit.verification.predictions];
+                    for blob in blobs {
+                        if !matches!(artifacts.get(blob.sha256).await, Ok(bytes) if bytes.len() as u64 == blob.size_bytes)
+                        {
+                            witness.object(&format!("{} of a committed member is gone", blob.sha256));
+                        }
+                    }
+                }
+            }
+            Exit::Done
+        };
+        let auditor = Machine::boot(&self.clock, self.now, auditing).map_err(SimulationError::Machine)?;
+        while !auditor.has_ended() {
+            self.now += SETTLING;
+            auditor.run_until(self.now);
+        }
+        if let Some(Exit::Unexpected(reason)) = auditor.outcome() {
+            self.witness.object(&reason);
+        }
+        Ok(())
+    }
+}
+
+fn address(worker: usize) -> Address {
+    Address(FIRST_WORKER + worker)
+}
+
+/// Returns the way from a machine to the coordinator.
+fn way(network: &Network, from: Address) -> Way {
+    let address = "coordinator:1".parse().expect("a host and a port");
+    Way::new(&address).expect("a host and a port make a URL").dialled_by(network.dialler(from, COORDINATOR))
+}
+
+fn exit_of(error: &ServerError) -> Exit {
+    match error {
+        ServerError::Store(StoreError::Injected) | ServerError::Start(StartError::Store(StoreError::Injected)) => {
+            Exit::Expected("its disk has failed".to_owned())
+        }
+        _ => Exit::Unexpected(format!("{error:?}")),
+    }
+}
+
+fn hex_of(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes a folder in memory if the system has one, because file systems on disk sync slowly.
+fn scratch_folder() -> io::Result<TempDir> {
+    let in_memory = PathBuf::from("/dev/shm");
+    let builder = || {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("plurality-simulation-");
+        builder
+    };
+    builder().tempdir_in(in_memory).or_else(|_| builder().tempdir())
+}

@@ -1,0 +1,23 @@
+//! Whole clusters on one thread: the real core, driver, services, sessions and attempts, on virtual time, through every fault
+//! that a seed can draw.
+//!
+//! What is replaced is what the world gives: the network ([`network`]), the disk below the event log ([`disk`]), clocks
+//! ([`clock`], [`machine`]), randomness ([`chance`]), trainings ([`synthetic`]) and the verification of what they leave
+//! ([`check`]). [`plan`] draws what happens, [`cluster`] lets it happen, and [`witness`] and [`ledger`] hold what is seen to
+//! what was promised. The same seed takes the same course, line by line ([`trace`]).
+
+pub mod chance;
+pub mod check;
+pub mod clock;
+pub mod cluster;
+pub mod disk;
+pub mod ledger;
+pub mod machine;
+pub mod many;
+pub mod network;
+pub mod people;
+pub mod plan;
+pub mod service;
+pub mod synthetic;
+pub mod trace;
+pub mod witness;

@@ -1,0 +1,187 @@
+//! People: they ask for runs, change their minds, and try again until they are answered.
+
+use std::time::Duration;
+
+use plurality_common::recipe::{
+    Recipe,
+    parse::{RecipeError, recipe_from_toml},
+};
+use plurality_proto::v1::{self, run_service_client::RunServiceClient};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{
+    plan::{Errand, RunPlan},
+    witness::Witness,
+};
+
+/// How long people wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// People with errands.
+pub struct People {
+    /// The way to the coordinator.
+    pub client: RunServiceClient<Channel>,
+    /// What they want.
+    pub runs: Vec<RunPlan>,
+    /// What they do, in this order.
+    pub errands: Vec<(Duration, Errand)>,
+    /// Who is to know what they are told.
+    pub witness: Witness,
+}
+
+/// Returns what people call a worker.
+pub fn worker_name(worker: usize) -> String {
+    format!("worker-{worker}")
+}
+
+/// Returns the recipe of a run.
+///
+/// # Errors
+///
+/// When there is no recipe with so many passes.
+pub fn recipe(run: RunPlan) -> Result<Recipe, RecipeError> {
+    let text = format!(
+        r#"format = "plurality-recipe/1"
+name = "synthetic"
+summary = "Trains nothing, in {steps} steps."
+initialisation = "pytorch"
+
+[data]
+train = 8
+validation = 2
+augmentation = "none"
+
+[network]
+layers = [{{ kind = "linear", outputs = 10 }}]
+
+[optimiser]
+kind = "sgd"
+momentum = 0.9
+nesterov = true
+weight-decay = 0.0
+
+[schedule]
+kind = "linear"
+peak = 0.1
+warmup = 0.2
+
+[training]
+epochs = {steps}
+batch = 4
+"#,
+        steps = run.steps,
+    );
+    recipe_from_toml("synthetic.toml", &text)
+}
+
+impl People {
+    /// Does every errand.
+    pub async fn run(mut self) {
+        let began = Instant::now();
+        let mut ids = vec![None; self.runs.len()];
+        for (at, errand) in std::mem::take(&mut self.errands) {
+            sleep_until(began + at).await;
+            match errand {
+                Errand::Submit(run) => ids[run] = Some(self.submit(self.runs[run]).await),
+                Errand::Cancel(run) => {
+                    if let Some(id) = &ids[run] {
+                        self.cancel(id).await;
+                    }
+                }
+                Errand::Drain(worker) => self.drain(worker).await,
+                Errand::Look => self.look().await,
+            }
+        }
+        self.witness.people_are_done();
+    }
+
+    async fn submit(&self, run: RunPlan) -> String {
+        let recipe = match recipe(run) {
+            Ok(recipe) => recipe,
+            Err(error) => {
+                self.witness.object(&format!("the recipe of the simulation is wrong: {error}"));
+                return std::future::pending().await;
+            }
+        };
+        loop {
+            // The same request again is the same run, as long as that goes on.
+            let request = v1::SubmitRequest {
+                recipe_json: recipe.to_canonical_json(),
+                seed: Some(run.seed),
+                ensemble_size: run.members,
+                continue_unfinished: true,
+                first_member: 0,
+                quorum: None,
+            };
+            match in_time(self.client.clone().submit(request)).await {
+                Ok(response) => {
+                    let id = response.into_inner().run_id;
+                    self.witness.submitted(&id);
+                    return id;
+                }
+                Err(status) => self.pause("submit", &status, &[]).await,
+            };
+        }
+    }
+
+    async fn cancel(&self, run: &str) {
+        loop {
+            let request = v1::CancelRequest { run: run.to_owned(), reason: "changed their minds".to_owned() };
+            match in_time(self.client.clone().cancel(request)).await {
+                Ok(_) => return self.witness.cancelled(run),
+                // It was completed, or has failed, before.
+                Err(status) if self.pause("cancel", &status, &[Code::FailedPrecondition]).await => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn drain(&self, worker: usize) {
+        loop {
+            let request = v1::DrainRequest { worker: worker_name(worker), finish: worker % 2 == 0 };
+            match in_time(self.client.clone().drain(request)).await {
+                Ok(_) => return self.witness.say(&format!("people want {} to leave", worker_name(worker))),
+                // It is not there, or was there several times.
+                Err(status) if self.pause("drain", &status, &DRAIN_FINAL).await => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn look(&self) {
+        for _ in 0..2 {
+            let listed = in_time(self.client.clone().list(v1::ListRequest {})).await;
+            let shown = in_time(self.client.clone().workers(v1::WorkersRequest {})).await;
+            if let (Ok(runs), Ok(workers)) = (listed, shown) {
+                let (runs, workers) = (runs.into_inner().runs.len(), workers.into_inner().workers.len());
+                return self.witness.say(&format!("people see {runs} runs and {workers} workers"));
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Waits before another try; says whether the answer was one of `last` words, after which there is none.
+    async fn pause(&self, what: &str, status: &Status, last: &[Code]) -> bool {
+        self.witness.say(&format!("people fail to {what}: {:?}: {}", status.code(), status.message()));
+        if last.contains(&status.code()) {
+            return true;
+        }
+        let is_passing =
+            matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled);
+        if !is_passing {
+            self.witness.object(&format!("people cannot {what}: {:?}: {}", status.code(), status.message()));
+        }
+        sleep(RETRY).await;
+        false
+    }
+}
+
+/// Answers after which nobody tries to drain a worker again.
+const DRAIN_FINAL: [Code; 3] = [Code::NotFound, Code::InvalidArgument, Code::FailedPrecondition];
+
+async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))
+}

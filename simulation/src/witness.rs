@@ -1,0 +1,207 @@
+//! Sees what is stored and what is answered, and holds each to the other.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use plurality_coordinator::core::{Event, World};
+use plurality_proto::v1;
+
+use crate::{clock::Clock, ledger::Ledger, trace::Trace};
+
+/// Sees everything. Cheap to clone.
+#[derive(Clone)]
+pub struct Witness {
+    clock: Clock,
+    trace: Trace,
+    // A lock and no message: what it finds is to be known at once. There is one thread.
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    ledger: Ledger,
+    /// What the driver was told is stored, line by line.
+    acknowledged: Vec<String>,
+    /// What each attempt's worker was last told about its result.
+    verdicts: BTreeMap<String, Verdict>,
+    /// Whether people have done all they meant to.
+    are_people_done: bool,
+}
+
+/// An answer to a commit that binds the coordinator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// Taken, with this checkpoint.
+    Accepted(String),
+    /// Not taken, for ever.
+    Refused,
+}
+
+impl Witness {
+    /// Sees a cluster whose results have files of at least `file_bytes`.
+    pub fn new(clock: Clock, trace: Trace, file_bytes: usize) -> Self {
+        let shared = Shared {
+            ledger: Ledger::new(file_bytes),
+            acknowledged: Vec::new(),
+            verdicts: BTreeMap::new(),
+            are_people_done: false,
+        };
+        Self { clock, trace, shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Adds a line to the trace.
+    pub fn say(&self, text: &str) {
+        self.trace.line(self.clock.now(), text);
+    }
+
+    /// Notes that something is as it must never be.
+    pub fn object(&self, text: &str) {
+        self.trace.violated(self.clock.now(), text);
+    }
+
+    /// Sees the state after a turn of the driver, and the events that the store has acknowledged in it.
+    pub fn inspect(&self, world: &World, events: &[Event]) {
+        if let Err(broken) = world.check_invariants() {
+            self.object(&broken.to_string());
+        }
+        for event in events {
+            self.learn(&line_of(event));
+        }
+    }
+
+    /// Sees what a store gives to a coordinator that starts.
+    pub fn loaded(&self, lines: &[String]) {
+        let known = self.lock().acknowledged.clone();
+        if !lines.starts_with(&known) {
+            let kept = lines.iter().zip(&known).take_while(|(found, known)| found == known).count();
+            let total = known.len();
+            return self.object(&format!("of {total} acknowledged events the first {kept} came back"));
+        }
+        // Stored without being acknowledged: from now on they are as good as any.
+        for line in &lines[known.len()..] {
+            self.learn(line);
+        }
+    }
+
+    fn learn(&self, line: &str) {
+        self.say(line);
+        let event: Event = match serde_json::from_str(line) {
+            Ok(event) => event,
+            Err(error) => return self.object(&format!("an event cannot be read back: {error}")),
+        };
+        let mut shared = self.lock();
+        shared.acknowledged.push(line.to_owned());
+        let read = shared.ledger.read(&event);
+        drop(shared);
+        if let Err(broken) = read {
+            self.object(&broken);
+        }
+    }
+
+    /// Sees the answer to a commit.
+    pub fn committed(&self, request: &v1::CommitRequest, response: &v1::CommitResponse) {
+        let attempt = request.handle.as_ref().map(|handle| handle.attempt_id.clone()).unwrap_or_default();
+        let checkpoint = request.checkpoint.as_ref().map(|blob| blob.sha256.clone()).unwrap_or_default();
+        let outcome = response.outcome();
+        self.say(&format!("commit of {attempt}: {outcome:?} {}", response.message));
+        let verdict = match outcome {
+            v1::CommitOutcome::Accepted => Verdict::Accepted(checkpoint.clone()),
+            v1::CommitOutcome::Superseded | v1::CommitOutcome::Rejected => Verdict::Refused,
+            v1::CommitOutcome::BlobsMissing | v1::CommitOutcome::Unspecified => return,
+        };
+        let mut shared = self.lock();
+        let is_stored = shared.ledger.has_result(&attempt, &checkpoint);
+        let before = shared.verdicts.insert(attempt.clone(), verdict.clone());
+        drop(shared);
+        if let (Verdict::Accepted(_), Some(before)) = (&verdict, &before)
+            && *before != verdict
+        {
+            self.object(&format!("the result of {attempt} is {verdict:?} after it was {before:?}"));
+        }
+        if matches!(verdict, Verdict::Accepted(_)) && !is_stored {
+            self.object(&format!("the result of {attempt} was acknowledged and is not stored"));
+        }
+    }
+
+    /// Sees the answer to a commit by somebody who has not the token.
+    pub fn forged(&self, response: &v1::CommitResponse) {
+        let outcome = response.outcome();
+        if !matches!(outcome, v1::CommitOutcome::Rejected | v1::CommitOutcome::BlobsMissing) {
+            self.object(&format!("a commit without the token was answered {outcome:?}"));
+        }
+    }
+
+    /// Sees the answer to a snapshot.
+    pub fn saved(&self, request: &v1::SaveSnapshotRequest, response: v1::SaveSnapshotResponse) {
+        let attempt = request.handle.as_ref().map(|handle| handle.attempt_id.as_str()).unwrap_or_default();
+        let blob = request.snapshot.as_ref().and_then(|snapshot| snapshot.blob.as_ref());
+        let blob = blob.map(|blob| blob.sha256.as_str()).unwrap_or_default();
+        let outcome = response.outcome();
+        self.say(&format!("snapshot of {attempt}: {outcome:?}"));
+        if outcome == v1::SnapshotOutcome::Kept && !self.lock().ledger.has_snapshot(attempt, blob) {
+            self.object(&format!("a snapshot of {attempt} was acknowledged and is not stored"));
+        }
+    }
+
+    /// Sees the answer to a registration.
+    pub fn registered(&self, response: &v1::RegisterResponse) {
+        let worker = response.worker_id.as_str();
+        if !self.lock().ledger.knows_worker(worker) {
+            self.object(&format!("worker {worker} was acknowledged and is not stored"));
+        }
+    }
+
+    /// Sees that somebody was told of a run.
+    pub fn submitted(&self, run: &str) {
+        self.say(&format!("people have run {run}"));
+        if !self.lock().ledger.knows_run(run) {
+            self.object(&format!("run {run} was acknowledged and is not stored"));
+        }
+    }
+
+    /// Sees that somebody was told that a run is cancelled.
+    pub fn cancelled(&self, run: &str) {
+        self.say(&format!("people have cancelled run {run}"));
+        if !self.lock().ledger.has_ended(run) {
+            self.object(&format!("the end of run {run} was acknowledged and is not stored"));
+        }
+    }
+
+    /// Notes that people have done all they meant to.
+    pub fn people_are_done(&self) {
+        self.lock().are_people_done = true;
+    }
+
+    /// Says whether nothing is left to be done.
+    pub fn is_all_done(&self) -> bool {
+        let shared = self.lock();
+        shared.are_people_done && shared.ledger.open_runs().is_empty()
+    }
+
+    /// Returns what is left to be done, for people.
+    pub fn what_is_left(&self) -> String {
+        let shared = self.lock();
+        format!("people are done: {}, runs without an end: {:?}", shared.are_people_done, shared.ledger.open_runs())
+    }
+
+    /// Returns the events that are stored for sure.
+    pub fn events(&self) -> Vec<Event> {
+        let shared = self.lock();
+        shared.acknowledged.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Looks at the ledger.
+    pub fn with_ledger<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        look(&self.lock().ledger)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes an event as the log does.
+pub fn line_of(event: &Event) -> String {
+    serde_json::to_string(event).expect("an event holds only text, finite numbers and enums")
+}
