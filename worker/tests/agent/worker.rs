@@ -44,6 +44,7 @@ snapshot() { cat > "$out/snapshot-$1"; echo "{\"event\":\"snapshot\",\"step\":$1
 # Hears wishes until the input ends because the worker is gone; beside the rest, and with none of its pipes, so that the worker
 # sees at once when the trainer ends.
 listen() {
+    exec <&3 > /dev/null 2>&1
     while read -r wish; do
         case $wish in *'"wish":"snapshot"'*) : > "$here/wished-$$" ;; esac
     done
@@ -54,7 +55,7 @@ exec 3<&0
 await() {
     if [ -z "$listening" ]; then
         listening=yes
-        listen <&3 > /dev/null 2>&1 &
+        listen &
     fi
     until [ -e "$here/$1" ]; do
         [ ! -e "$here/deserted-$$" ] || exit 1
