@@ -141,7 +141,7 @@ impl People {
 
     async fn drain(&self, worker: usize) {
         loop {
-            let request = v1::DrainRequest { worker: worker_name(worker), finish: worker % 2 == 0 };
+            let request = v1::DrainRequest { worker: worker_name(worker), finish: worker.is_multiple_of(2) };
             match in_time(self.client.clone().drain(request)).await {
                 Ok(_) => return self.witness.say(&format!("people want {} to leave", worker_name(worker))),
                 // It is not there, or was there several times.

@@ -7,7 +7,8 @@ const SEEDS: u64 = 100;
 
 /// Simulates seed after seed until one is found out; returns what is found.
 fn found(sabotage: Sabotage) -> String {
-    let violations = (0..SEEDS).filter_map(|seed| simulate(seed, sabotage, false).unwrap().violation);
+    let violations =
+        (0..SEEDS).filter_map(|seed| simulate(seed, sabotage, false).expect("the machine can simulate").violation);
     violations.take(1).next().unwrap_or_else(|| panic!("{sabotage:?} goes unnoticed in {SEEDS} seeds"))
 }
 

@@ -6,17 +6,12 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    thread,
-    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
 use crate::{agent::Living, config::Name};
-
-/// Between two looks at whether a worker has left.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The workers could not be asked to leave.
 #[derive(Debug, Error)]
@@ -83,9 +78,7 @@ pub fn drain(cache: &Path, name: Option<&Name>, finish: bool) -> Result<(), Drai
         println!("worker {name:?} (process {process}) is asked to leave{how}");
     }
     for worker in workers {
-        while worker.lives() {
-            thread::sleep(LOOK);
-        }
+        worker.wait_for_end();
         println!("worker {:?} has left", worker.name);
     }
     Ok(())

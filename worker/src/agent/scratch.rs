@@ -68,6 +68,14 @@ impl Living {
         Ok(found)
     }
 
+    /// Blocks until the worker no longer holds its lock, which ends with its process.
+    pub fn wait_for_end(&self) {
+        // Without the file, or a system that locks, there is nothing to wait for.
+        if let Ok(lock) = File::open(self.folder.join(LOCK)) {
+            let _ended = lock.lock_shared();
+        }
+    }
+
     /// Says whether the worker still holds its lock.
     pub fn lives(&self) -> bool {
         let lock = File::open(self.folder.join(LOCK));

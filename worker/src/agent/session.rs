@@ -1,7 +1,7 @@
 //! The session with the coordinator: register, then heartbeats, for as long as the worker lives.
 //!
 //! It has an operating system thread and a runtime of its own, so that neither transfers nor file work can delay a
-//! heartbeat. It owns no attempt: what it tells it reads from the [`Board`], what it hears it hands to the agent.
+//! heartbeat. It owns no attempt: what it tells it reads from the board, what it hears it hands to the agent.
 
 use std::{io, thread, time::Duration};
 
