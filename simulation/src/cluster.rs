@@ -132,6 +132,7 @@ enum Exit {
 enum Deed {
     Boot(Address),
     Thaw(Address),
+    Leave(Address),
     Incident(Incident),
     Restore(Address, Address),
     Calm,
@@ -418,6 +419,7 @@ impl Cluster {
         match deed {
             Deed::Boot(address) => return self.boot(address),
             Deed::Thaw(address) => self.thaw(address),
+            Deed::Leave(address) => self.ask_to_leave(address),
             Deed::Restore(from, to) => {
                 let cut = self.faults.get().cut;
                 self.network.change(from, to, |link| *link = Link { cut, ..Link::default() });
@@ -433,7 +435,10 @@ impl Cluster {
         self.witness.say(&format!("{incident:?}"));
         match incident {
             Incident::CoordinatorDies { away, says_goodbye } => self.kill(COORDINATOR, away, says_goodbye),
-            Incident::CoordinatorStops => self.ask_to_leave(COORDINATOR),
+            Incident::CoordinatorStops => {
+                self.network.hush(COORDINATOR, self.now + 2 * LATENCY_MIN);
+                self.later(self.now + LATENCY_MIN, Deed::Leave(COORDINATOR));
+            }
             Incident::CoordinatorFreezes { pause } => self.freeze(COORDINATOR, pause),
             Incident::WorkerDies { worker, away, says_goodbye } => self.kill(address(worker), away, says_goodbye),
             Incident::WorkerLeaves { worker } => self.ask_to_leave(address(worker)),
@@ -568,7 +573,12 @@ impl Cluster {
             Server::assemble(parts, |workers| Unreliable::new(workers, chance, faults, witness)).await
         };
         async move {
-            let mut server = match start.await {
+            let started = tokio::select! {
+                biased;
+                () = leave.cancelled() => return Exit::Done,
+                started = start => started,
+            };
+            let mut server = match started {
                 Ok(server) => server,
                 Err(error) => return exit_of(&error),
             };
