@@ -2,23 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
-use plurality_common::{
-    blob::BlobRef,
-    digest::{Digest, Hasher},
-};
+use plurality_common::{blob::BlobRef, digest::Digest};
 
 use super::MaintenanceError;
 use crate::{
     artifacts::{BLOBS_FOLDER, staging},
     server::ARTIFACTS_NAME,
 };
-
-/// Bytes read at a time.
-const READ_BYTES: usize = 1 << 20;
 
 /// What a file is, by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,17 +105,5 @@ fn kind_of(path: &Path) -> Found {
 /// When it cannot be read.
 pub fn digest_of(folder: &Path, path: &Path) -> Result<BlobRef, MaintenanceError> {
     let failed = |source| MaintenanceError::Read { path: path.to_owned(), source };
-    let mut file = File::open(folder.join(path)).map_err(failed)?;
-    let (mut hasher, mut buffer, mut size_bytes) = (Hasher::default(), vec![0; READ_BYTES], 0);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(BlobRef { sha256: hasher.finish(), size_bytes }),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                size_bytes += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(error)),
-        }
-    }
+    File::open(folder.join(path)).and_then(BlobRef::read).map_err(failed)
 }

@@ -3,16 +3,12 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use plurality_common::{
-    blob::BlobRef,
-    digest::{Digest, Hasher},
-    limits::BLOB_BYTES_MAX,
-};
+use plurality_common::{blob::BlobRef, digest::Digest, limits::BLOB_BYTES_MAX};
 use tempfile::TempDir;
 use thiserror::Error;
 use tokio::sync::OnceCell;
@@ -25,8 +21,6 @@ use crate::host::blocking;
 
 /// Folder of the blobs.
 const BLOBS: &str = "blobs";
-/// Bytes read at a time when a file is digested.
-const READ_BYTES: usize = 1 << 20;
 /// Downloads of one blob that may arrive corrupt before it is given up.
 const DOWNLOADS_MAX: u32 = 3;
 
@@ -145,22 +139,7 @@ impl Cache {
 /// When it cannot be read.
 pub async fn describe_file(path: &Path) -> io::Result<BlobRef> {
     let path = path.to_owned();
-    blocking(move || {
-        let mut file = File::open(path)?;
-        let mut hasher = Hasher::default();
-        let mut buffer = vec![0; READ_BYTES];
-        let mut size_bytes = 0;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(BlobRef { sha256: hasher.finish(), size_bytes }),
-                read => {
-                    hasher.update(&buffer[..read]);
-                    size_bytes += read as u64;
-                }
-            }
-        }
-    })
-    .await
+    blocking(move || BlobRef::read(File::open(path)?)).await
 }
 
 async fn is_intact(blob: BlobRef, path: &Path) -> io::Result<bool> {
