@@ -24,6 +24,7 @@ impl DiskWatch {
     /// Watches until `stopping` is cancelled.
     pub async fn run(self, stopping: CancellationToken) {
         tokio::select! {
+            biased;
             never = self.look_for_ever() => match never {},
             () = stopping.cancelled() => {}
         }

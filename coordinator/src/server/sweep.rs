@@ -57,6 +57,7 @@ impl Sweeper {
             next = self.sweep(before).await?;
             if next == before {
                 tokio::select! {
+                    biased;
                     changed = changes.changed() => changed.map_err(|_| DriverError::Stopped)?,
                     () = sleep_until(unnamed_due) => {}
                 }

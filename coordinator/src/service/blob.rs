@@ -141,6 +141,7 @@ impl BlobService for Blobs {
     ) -> Result<Response<v1::UploadResponse>, Status> {
         let connection = request.remote_addr();
         let committed_bytes = tokio::select! {
+            biased;
             stored = self.store(request.into_inner(), connection) => stored?,
             () = self.stopping.cancelled() => return Err(ServiceError::Stopping.into()),
         };
