@@ -392,16 +392,16 @@ fn hand_over_time(by: Instant) -> Duration {
 
 /// Waits for an order to end.
 async fn ordered(orders: &mut watch::Receiver<Order>) -> Ended {
-    match orders.wait_for(|order| *order != Order::GoOn).await.as_deref() {
-        Ok(Order::GiveBack(cause)) => Ended::GivenBack(*cause),
-        Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
-    }
+    ordered_so(orders, |order| *order != Order::GoOn).await
 }
 
 /// Waits for an order to end that a pause does not give.
 async fn ordered_beyond_pause(orders: &mut watch::Receiver<Order>) -> Ended {
-    let is_beyond = |order: &Order| !matches!(order, Order::GoOn | Order::GiveBack(Cause::Paused));
-    match orders.wait_for(is_beyond).await.as_deref() {
+    ordered_so(orders, |order| !matches!(order, Order::GoOn | Order::GiveBack(Cause::Paused))).await
+}
+
+async fn ordered_so(orders: &mut watch::Receiver<Order>, is_meant: impl FnMut(&Order) -> bool) -> Ended {
+    match orders.wait_for(is_meant).await.as_deref() {
         Ok(Order::GiveBack(cause)) => Ended::GivenBack(*cause),
         Ok(Order::Forget | Order::GoOn) | Err(_) => Ended::Forgotten,
     }
