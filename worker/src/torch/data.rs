@@ -161,16 +161,7 @@ mod tests {
     use plurality_common::recipe::Distortion;
 
     use super::*;
-    use crate::testing;
-
-    const DISTORTION: Distortion = Distortion {
-        shift_px: 2.0,
-        rotation_degrees: 15.0,
-        zoom: 0.15,
-        skew: 0.2,
-        elastic_alpha: 34.0,
-        elastic_sigma: 4.0,
-    };
+    use crate::testing::{self, DISTORTION};
 
     fn batches(augmentation: Augmentation, distortion: Option<Distortion>, run_seed: u64, member: u32) -> Batches {
         let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);

@@ -215,13 +215,6 @@ impl TrainError {
 
     /// Returns the error and its causes in one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        plurality_worker::cli::chain(self)
     }
 }

@@ -198,19 +198,15 @@ mod tests {
     use plurality_common::recipe::{Augmentation, Distortion, DropoutMasks, DropoutScaling, Recipe, shape};
 
     use super::*;
-    use crate::{order, parameters::values, testing};
+    use crate::{
+        order,
+        parameters::values,
+        testing::{self, DISTORTION},
+    };
 
     /// Largest difference of a distorted pixel, 0 to 1, between host and device: places of some ten pixels are computed in
     /// another order in f32, which has seven digits.
     const DISTORTED_TOLERANCE: f32 = 2e-5;
-    const DISTORTION: Distortion = Distortion {
-        shift_px: 2.0,
-        rotation_degrees: 15.0,
-        zoom: 0.15,
-        skew: 0.2,
-        elastic_alpha: 34.0,
-        elastic_sigma: 4.0,
-    };
 
     fn recipe(augmentation: Augmentation, distortion: Option<Distortion>) -> Recipe {
         let mut recipe = testing::recipe(testing::DROPOUT_LAYERS);

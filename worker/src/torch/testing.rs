@@ -2,7 +2,7 @@
 
 use plurality_common::{
     idx::{Images, Labels},
-    recipe::{Recipe, parse::recipe_from_toml},
+    recipe::{Distortion, Recipe, parse::recipe_from_toml},
     seed::{Purpose, stream},
     weights::Weights,
 };
@@ -45,6 +45,16 @@ batch = 7
     );
     recipe_from_toml("test.toml", &text).unwrap()
 }
+
+/// Everything that can be drawn for an image, strong enough to be seen on small ones.
+pub const DISTORTION: Distortion = Distortion {
+    shift_px: 2.0,
+    rotation_degrees: 15.0,
+    zoom: 0.15,
+    skew: 0.2,
+    elastic_alpha: 34.0,
+    elastic_sigma: 4.0,
+};
 
 /// Layers with a dropout before each linear layer.
 pub const DROPOUT_LAYERS: &str = r#"
