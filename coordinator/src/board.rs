@@ -148,7 +148,8 @@ impl VoteBoard {
         Ok(counted.vote)
     }
 
-    /// Builds the report of a run whose members are all committed, or of a completed one without those that failed, and stores all their predictions as one blob.
+    /// Builds the report of a run whose members are all committed, or of a completed one without those that failed, and stores
+    /// all their predictions as one blob.
     ///
     /// # Errors
     /// When a member that is not committed may still be, or the run was given up, or a blob cannot be read or stored.

@@ -276,12 +276,17 @@ impl FakeWorker {
         .expect("the blob is removed in time");
     }
 
+    /// Sends both blobs of a result.
+    async fn send(&mut self, result: &Trained) {
+        self.upload(&result.checkpoint, 0).await.unwrap();
+        self.upload(&result.predictions, 0).await.unwrap();
+    }
+
     /// Trains and hands over the next member.
     async fn do_one(&mut self) {
         let start = self.start().await;
         let result = Trained::of(&start);
-        self.upload(&result.checkpoint, 0).await.unwrap();
-        self.upload(&result.predictions, 0).await.unwrap();
+        self.send(&result).await;
         let answer = self.commit(&start, &result).await;
         assert_eq!(answer.outcome(), v1::CommitOutcome::Accepted, "{}", answer.message);
     }
@@ -449,8 +454,7 @@ async fn a_wrong_token_cannot_commit() {
     house.submit(1).await;
     let mut start = worker.start().await;
     let result = Trained::of(&start);
-    worker.upload(&result.checkpoint, 0).await.unwrap();
-    worker.upload(&result.predictions, 0).await.unwrap();
+    worker.send(&result).await;
     start.handle.as_mut().unwrap().token = "guessed".to_owned();
     assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Rejected);
     let run = house.client().await.get("last").await.unwrap();
@@ -478,8 +482,7 @@ async fn a_result_that_was_damaged_on_disk_is_asked_for_again_by_its_commit() {
     house.submit(1).await;
     let start = worker.start().await;
     let result = Trained::of(&start);
-    worker.upload(&result.checkpoint, 0).await.unwrap();
-    worker.upload(&result.predictions, 0).await.unwrap();
+    worker.send(&result).await;
     damage(&house, &result.checkpoint);
     assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::BlobsMissing);
     worker.upload(&result.checkpoint, 0).await.unwrap();
@@ -564,8 +567,7 @@ async fn a_snapshot_is_handed_on_to_the_next_worker_of_its_class() {
     let blob = BlobRef::try_from(start.resume[0].blob.clone().unwrap()).unwrap();
     assert_eq!(house.client().await.download(blob).await.unwrap(), new.as_slice());
     let result = Trained::of(&start);
-    second.upload(&result.checkpoint, 0).await.unwrap();
-    second.upload(&result.predictions, 0).await.unwrap();
+    second.send(&result).await;
     assert_eq!(second.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
     for bytes in [middle, new] {
         second.gone(bytes).await;

@@ -31,8 +31,7 @@ fn climb(house: &House, seed: &str) -> Child {
 async fn train(worker: &mut FakeWorker) -> v1::Start {
     let start = worker.start().await;
     let trained = Trained::on(&start, InputShape { rows: 28, columns: 28 }, MNIST_TEST, 10, 0.0);
-    worker.upload(&trained.checkpoint, 0).await.unwrap();
-    worker.upload(&trained.predictions, 0).await.unwrap();
+    worker.send(&trained).await;
     let answer = worker.commit(&start, &trained).await;
     assert_eq!(answer.outcome(), v1::CommitOutcome::Accepted, "{}", answer.message);
     start

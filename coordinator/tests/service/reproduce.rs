@@ -17,8 +17,7 @@ struct Again {
 async fn train(worker: &mut FakeWorker, again: Again) -> u32 {
     let start = worker.start().await;
     let trained = Trained::with_weights(&start, again.weight);
-    worker.upload(&trained.checkpoint, 0).await.unwrap();
-    worker.upload(&trained.predictions, 0).await.unwrap();
+    worker.send(&trained).await;
     let class = v1::DeterminismClass { instruction_set: again.instruction_set.to_owned(), ..class() };
     let answer = worker.commit_as(&start, &trained, class).await;
     assert_eq!(answer.outcome(), v1::CommitOutcome::Accepted, "{}", answer.message);
@@ -143,8 +142,7 @@ async fn a_damaged_checkpoint_is_made_good_by_training_its_member_again() {
     house.submit(1).await;
     let start = worker.start().await;
     let result = Trained::of(&start);
-    worker.upload(&result.checkpoint, 0).await.unwrap();
-    worker.upload(&result.predictions, 0).await.unwrap();
+    worker.send(&result).await;
     assert_eq!(worker.commit(&start, &result).await.outcome(), v1::CommitOutcome::Accepted);
     let mut client = house.client().await;
     House::last_completed(&mut client).await;
