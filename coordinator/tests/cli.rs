@@ -401,13 +401,17 @@ fn is_alive(pid: Pid) -> bool {
     test_kill_process(pid).is_ok() && fs::read(command_line).is_ok_and(|text| !text.is_empty())
 }
 
+/// A worker that says who it is, and leaves when it is asked to.
+const OBEDIENT: &str = "echo $$ >&0; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+
 #[test]
 fn a_local_worker_is_told_where_to_connect_and_leaves_with_the_coordinator() {
     let desk = Desk::with_dataset();
-    let (running, pid) = serve_with_worker(&desk, "trap 'exit 0' TERM; while read line; do :; done");
+    let (running, pid) = serve_with_worker(&desk, OBEDIENT);
     let arguments = fs::read_to_string(desk.path().join("arguments")).unwrap();
-    assert!(arguments.starts_with(&format!("--connect {} --slots 2 ", running.address)), "{arguments}");
-    assert!(arguments.contains("--exit-with-parent"), "{arguments}");
+    let words: Vec<_> = arguments.split_whitespace().collect();
+    assert_eq!((words[0], &words[2..4]), ("--connect-file", &["--slots", "2"][..]), "{arguments}");
+    assert_eq!(fs::read_to_string(words[1]).unwrap(), format!("{}\n", running.address));
     running.signal(Signal::TERM);
     let (code, _, said) = running.end();
     assert_eq!(code, Some(0), "{said}");
@@ -415,13 +419,21 @@ fn a_local_worker_is_told_where_to_connect_and_leaves_with_the_coordinator() {
 }
 
 #[test]
-fn no_local_worker_outlives_a_coordinator_that_is_killed() {
-    let desk = Desk::with_dataset();
-    let (running, pid) = serve_with_worker(&desk, "while read line; do :; done");
-    assert!(is_alive(pid));
-    running.signal(Signal::KILL);
-    running.end();
-    wait_until("the worker has left", || !is_alive(pid));
+fn a_local_worker_that_a_killed_coordinator_left_is_found_and_asked_to_leave_by_one_that_wants_another_or_none() {
+    for wanted in ["3", "0"] {
+        let desk = Desk::with_dataset();
+        let (running, pid) = serve_with_worker(&desk, OBEDIENT);
+        running.signal(Signal::KILL);
+        running.end();
+        assert!(is_alive(pid));
+        let mut command =
+            desk.command(&["serve", "--data", "data", "--listen", "127.0.0.1:0", "--local-workers", wanted]);
+        command.env("PLURALITY_WORKER", desk.script(OBEDIENT));
+        let second = Running::start(command);
+        wait_until("the worker of the first has left", || !is_alive(pid));
+        second.signal(Signal::TERM);
+        assert_eq!(second.end().0, Some(0));
+    }
 }
 
 #[test]

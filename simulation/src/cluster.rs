@@ -641,6 +641,7 @@ impl Cluster {
             stall_timeout: STALL_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,
             home: Home::SharedRuntime,
+            leaves_when_orphaned: false,
         };
         async move {
             match agent::serve(outfit, Leave { now: leave, ..Leave::default() }).await {

@@ -201,22 +201,41 @@ async fn an_unfinished_run_is_continued_by_the_same_command() {
     let mut first = one_run(folder.path(), &arguments).await;
     wait_for("a member is committed", || async { first.output().contains(": committed").then_some(()) }).await;
     let workers = children_of(first.id());
+    let trainers: Vec<u32> = workers.iter().flat_map(|worker| children_of(*worker)).collect();
     first.kill();
-    wait_for("no local worker outlives its coordinator", || async {
-        workers.iter().all(|id| !is_running(*id)).then_some(())
-    })
-    .await;
     let before = first.output();
     let mut second = one_run(folder.path(), &arguments).await;
     let status = second.ended().await;
     assert!(status.success(), "{}", second.output());
     assert!(second.output().contains("continu"), "{}", second.output());
+    let [worker] = workers[..] else { panic!("one local worker was expected: {workers:?}") };
+    let took_back = format!("took back the local worker of a coordinator that was killed, process {worker}");
+    assert!(second.output().contains(&took_back), "{}", second.output());
+    assert!(!trainers.is_empty());
+    assert!(!is_running(worker), "the second coordinator asked the worker to leave");
     let report: Value = serde_json::from_slice(&fs::read(folder.path().join("out/report.json")).unwrap()).unwrap();
     assert_eq!(report["members"].as_array().unwrap().len(), 3);
     let committed = first_committed(&before);
     let told_again = second.output().lines().any(|line| line.starts_with(&format!("member {committed}: started")));
     assert!(!told_again, "member {committed} was trained again:\n{}", second.output());
-    assert_eq!(report["members"][committed]["attempts"], 1);
+    let attempts = report["members"].as_array().unwrap().iter().map(|member| &member["attempts"]);
+    assert!(attempts.clone().all(|attempts| *attempts == 1), "the worker held its attempts: {:?}", report["members"]);
+    assert_eq!(report["run"]["lost_training_seconds"], 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_worker_leaves_when_nothing_is_left_to_come_back_to() {
+    let folder = TempDir::new().unwrap();
+    let recipe = folder.path().join("long.toml");
+    fs::write(&recipe, recipes::small_toml(LONG)).unwrap();
+    let recipe = recipe.to_string_lossy();
+    let mut coordinator = one_run(folder.path(), &["--ensemble", "2", "--recipe", &recipe]).await;
+    wait_for("a member is trained", || async { coordinator.output().contains(": started").then_some(()) }).await;
+    let workers = children_of(coordinator.id());
+    coordinator.kill();
+    assert!(!workers.is_empty());
+    fs::remove_dir_all(folder.path().join("state")).unwrap();
+    wait_for("the worker is gone", || async { workers.iter().all(|id| !is_running(*id)).then_some(()) }).await;
 }
 
 /// The first member that a coordinator said to be committed.

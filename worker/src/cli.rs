@@ -17,6 +17,8 @@ pub const USAGE: u8 = 2;
 pub const TRAINER_UNUSABLE: u8 = 3;
 /// The coordinator refuses this worker, above all for its version.
 pub const REFUSED: u8 = 4;
+/// The coordinator that started this worker is gone, and none took its place.
+pub const ORPHANED: u8 = 5;
 /// A second signal ended the worker at once.
 pub const SECOND_SIGNAL: u8 = 130;
 
@@ -30,11 +32,12 @@ Environment:
   RUST_LOG            what is logged: error, warn, info (default), debug, or filters by module
 
 Exit codes:
-  0    left: asked by a signal, by the coordinator, or by the end of its parent
+  0    left: asked by a signal or by the coordinator
   1    an unexpected failure
   2    wrong command line or configuration file
   3    the trainer cannot run here: LibTorch or the device is missing
   4    refused by the coordinator, above all for its version
+  5    started by a coordinator that is gone, and none took its place
   130  a second signal ended it at once";
 
 /// Trains members of ensembles for a coordinator.
@@ -91,9 +94,11 @@ pub struct Arguments {
     /// The trainer program.
     #[arg(long, value_name = "PROGRAM", env = "PLURALITY_TRAINER", hide = true)]
     pub trainer: Option<PathBuf>,
-    /// Leave when standard input closes: set by a coordinator that starts its own workers.
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
+    /// A file with the coordinator's address, read for each connection: set by a coordinator that starts its own workers. Standard
+    /// input is then a locked file, into which the worker writes its process number, and the worker leaves if no
+    /// coordinator comes back. Wins over the address itself, which the environment may name.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub connect_file: Option<PathBuf>,
 }
 
 /// What to do instead of working.

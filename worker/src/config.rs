@@ -24,8 +24,8 @@ const CONFIG_BYTES_MAX: u64 = 64 * 1024;
 /// What the worker was asked to do, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The coordinator's address.
-    pub connect: ServerAddress,
+    /// Where the coordinator is.
+    pub connect: Connect,
     /// Members trained at a time.
     pub slots: SlotCount,
     /// Threads that each training uses, at least 1.
@@ -48,8 +48,16 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The trainer program; absent: `worker-trainer` beside this program.
     pub trainer: Option<PathBuf>,
-    /// Leave when standard input closes.
-    pub exit_with_parent: bool,
+}
+
+/// Where the coordinator is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Connect {
+    /// At this address.
+    To(ServerAddress),
+    /// At the address that a file says whenever it is asked for: the coordinator started this worker, and one that takes its
+    /// place may listen elsewhere.
+    AsFileSays(PathBuf),
 }
 
 /// Settings cannot be used.
@@ -129,7 +137,10 @@ impl Settings {
         let file = arguments.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let cache = arguments.cache.or(file.cache).or_else(default_cache).ok_or(ConfigError::NoCacheFolder)?;
         Ok(Self {
-            connect: arguments.connect.or(file.connect).ok_or(ConfigError::NoCoordinator)?,
+            connect: match arguments.connect_file {
+                Some(path) => Connect::AsFileSays(path),
+                None => arguments.connect.or(file.connect).map(Connect::To).ok_or(ConfigError::NoCoordinator)?,
+            },
             slots: arguments.slots.or(file.slots).unwrap_or(SlotCount::Auto),
             threads_per_slot: arguments
                 .threads_per_slot
@@ -147,7 +158,6 @@ impl Settings {
             stall_timeout: arguments.stall_timeout.or(file.stall_timeout).map_or(STALL_TIMEOUT, |span| span.0),
             log_format: arguments.log_format.or(file.log_format).unwrap_or_default(),
             trainer: arguments.trainer.or(file.trainer),
-            exit_with_parent: arguments.exit_with_parent,
         })
     }
 }
@@ -417,7 +427,7 @@ mod tests {
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
         let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = 5\ndrain-timeout = '10s'";
         let settings = gather(file, &["--connect", "other:2", "--device", "cpu"]).unwrap();
-        assert_eq!(settings.connect.to_string(), "other:2");
+        assert_eq!(settings.connect, Connect::To("other:2".parse().unwrap()));
         assert_eq!(settings.device, Device::Exactly(ResolvedDevice::Cpu));
         assert_eq!(settings.slots, SlotCount::Exactly(3));
         assert_eq!(settings.threads_per_slot, 2);

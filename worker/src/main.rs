@@ -1,6 +1,10 @@
 //! The program `worker`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::PathBuf,
+    process::{self, ExitCode},
+};
 
 use clap::Parser as _;
 use plurality_worker::{agent, cli, config, drain, logging, signals};
@@ -28,7 +32,11 @@ fn main() -> ExitCode {
         }
     };
     logging::start(settings.log_format);
-    match run(settings) {
+    let outcome = match settings.connect {
+        config::Connect::AsFileSays(_) => say_who_it_is().map_err(anyhow::Error::from),
+        config::Connect::To(_) => Ok(()),
+    };
+    match outcome.and_then(|()| run(settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cli::print_error(error.as_ref());
@@ -42,11 +50,19 @@ fn ask_to_leave(name: Option<&config::Name>, cache: Option<PathBuf>, finish: boo
     Ok(drain::drain(&cache, name, finish)?)
 }
 
+/// Writes this process's number into the locked file that the coordinator made standard input of: one that takes that
+/// coordinator's place finds the worker by it.
+fn say_who_it_is() -> io::Result<()> {
+    let line = format!("{}\n", process::id());
+    let written = rustix::io::pwrite(rustix::stdio::stdin(), line.as_bytes(), 0)?;
+    if written == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
 fn run(settings: config::Settings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build()?;
     let outcome = runtime.block_on(async {
         let mut tasks = JoinSet::new();
-        let leave = signals::watch(&mut tasks, settings.exit_with_parent)?;
+        let leave = signals::watch(&mut tasks)?;
         let outcome = agent::run(settings, leave).await.map_err(anyhow::Error::from);
         tasks.shutdown().await;
         outcome

@@ -1,6 +1,6 @@
-//! What asks the worker to leave: SIGTERM, SIGINT, SIGUSR1, and the end of its parent.
+//! What asks the worker to leave: SIGTERM, SIGINT and SIGUSR1.
 
-use std::{io, process, thread, time::Duration};
+use std::{io, process, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -11,8 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli;
 
-/// Bytes read from standard input at a time; what they say does not matter.
-const STDIN_BUFFER_BYTES: usize = 64;
 /// A signal so soon after the first is the same wish: `timeout` and some service managers signal the process and then its
 /// group.
 const ECHO: Duration = Duration::from_millis(300);
@@ -26,14 +24,13 @@ pub struct Leave {
     pub finishing: CancellationToken,
 }
 
-/// Returns tokens: `now` is cancelled by the first SIGTERM or SIGINT, and by the end of standard input if
-/// `exit_with_parent`, `finishing` by SIGUSR1. A second SIGTERM or SIGINT, unless it is an echo of the first, ends the process
-/// at once. The watching task lives in `tasks`.
+/// Returns tokens: `now` is cancelled by the first SIGTERM or SIGINT, `finishing` by SIGUSR1. A second SIGTERM or SIGINT, unless
+/// it is an echo of the first, ends the process at once. The watching task lives in `tasks`.
 ///
 /// # Errors
 ///
-/// When the system refuses to watch a signal or to start a thread.
-pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Leave> {
+/// When the system refuses to watch a signal.
+pub fn watch(tasks: &mut JoinSet<()>) -> io::Result<Leave> {
     let leave = Leave::default();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -67,26 +64,5 @@ pub fn watch(tasks: &mut JoinSet<()>, exit_with_parent: bool) -> io::Result<Leav
             }
         }
     });
-    if exit_with_parent {
-        let asked = leave.clone();
-        // A blocking read cannot be interrupted, so this thread is never joined; it ends with the process.
-        thread::Builder::new().name("parent".to_owned()).spawn(move || {
-            wait_for_end(io::stdin().lock());
-            tracing::info!("the parent process is gone: leaving");
-            asked.now.cancel();
-        })?;
-    }
     Ok(leave)
-}
-
-fn wait_for_end(mut input: impl io::Read) {
-    let mut buffer = [0; STDIN_BUFFER_BYTES];
-    loop {
-        match input.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
 }

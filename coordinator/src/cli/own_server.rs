@@ -48,6 +48,9 @@ pub async fn with_server<T>(
     };
     let mut progress = Progress::new(bars);
     if let Some(workers) = &workers {
+        if let Some(process) = workers.taken_back() {
+            progress.say(&format!("took back the local worker of a coordinator that was killed, process {process}"));
+        }
         progress.say(&format!("the log of the local worker is {}", workers.log().display()));
     }
     let place = Place {

@@ -22,7 +22,8 @@ pub async fn run(settings: ServerSettings) -> Result<(), CliError> {
         }
     };
     if let Some(workers) = &workers {
-        tracing::info!(log = %workers.log().display(), "local worker started");
+        let what = if workers.taken_back().is_some() { "taken back" } else { "started" };
+        tracing::info!(log = %workers.log().display(), "local worker {what}");
     }
     let outcome = loop {
         tokio::select! {
@@ -46,7 +47,10 @@ pub async fn start_local_workers(
     settings: &ServerSettings,
     server: &Server,
 ) -> Result<Option<LocalWorkers>, LocalWorkerError> {
-    let Some(slots) = settings.local_workers.slots() else { return Ok(None) };
+    let Some(slots) = settings.local_workers.slots() else {
+        LocalWorkers::dismiss(server.local_address(), &settings.state).await?;
+        return Ok(None);
+    };
     LocalWorkers::start(slots, server.local_address(), server.driver(), &settings.state).await.map(Some)
 }
 

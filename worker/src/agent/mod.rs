@@ -3,6 +3,7 @@
 //! One task owns which attempts are held. Each attempt is a task that reports through a watch of its own; the session has
 //! a thread of its own and reads those watches through the board. So a heartbeat waits for nobody.
 
+mod address_file;
 mod assignment;
 mod attempt;
 mod backoff;
@@ -25,7 +26,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 use plurality_common::{
     attempt::{DeterminismClass, Handle},
     id::AttemptId,
-    limits::ORPHAN_TIMEOUT,
+    limits::{LEASE, ORPHAN_TIMEOUT},
 };
 use plurality_proto::v1::{self, instruction::Kind, worker_service_client::WorkerServiceClient};
 use thiserror::Error;
@@ -39,6 +40,7 @@ use tracing::Instrument as _;
 
 pub use self::scratch::Living;
 use self::{
+    address_file::AddressFile,
     attempt::{Attempt, Cause, Context, Order},
     backoff::Dice,
     board::{Board, Holding, Report},
@@ -50,7 +52,7 @@ use self::{
 };
 use crate::{
     cli,
-    config::{self, ResolvedDevice, Settings},
+    config::{self, Connect, ResolvedDevice, Settings},
     host::blocking,
     signals::Leave,
     trainer::{Program, StartTraining, TrainerError},
@@ -60,6 +62,9 @@ use crate::{
 const SESSION_EVENTS_MAX: usize = 4;
 /// How long the session may take to say farewell and end; kept free at the end of the time to leave.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a worker that leaves with its coordinator waits for it while it holds nothing: as long as one is not called dead, so
+/// that a short break does not end it.
+const IDLE_ORPHAN_TIMEOUT: Duration = LEASE;
 /// Attempts held for each slot: a new one may be given while the one before is tidied away.
 const HELD_PER_SLOT_MAX: u32 = 2;
 
@@ -87,6 +92,9 @@ pub enum AgentError {
         /// The coordinator's words.
         message: String,
     },
+    /// The coordinator that started this worker does not come back.
+    #[error("the coordinator that started this worker is gone, and none took its place")]
+    Orphaned,
 }
 
 impl AgentError {
@@ -95,6 +103,7 @@ impl AgentError {
         match self {
             Self::Trainer(_) => cli::TRAINER_UNUSABLE,
             Self::Refused { .. } => cli::REFUSED,
+            Self::Orphaned => cli::ORPHANED,
             Self::Program(_) | Self::Scratch(_) | Self::Address(_) | Self::Session(_) => cli::FAILURE,
         }
     }
@@ -125,6 +134,8 @@ pub struct Outfit {
     pub drain_timeout: Duration,
     /// Where the session runs.
     pub home: Home,
+    /// Whether to leave when the coordinator does not come back: for workers that nobody but a coordinator looks after.
+    pub leaves_when_orphaned: bool,
 }
 
 /// Works for the coordinator until it is asked to leave, by `leave` or by the coordinator.
@@ -142,12 +153,22 @@ pub async fn run(settings: Settings, leave: Leave) -> Result<(), AgentError> {
     let (device, class) = chosen;
     let identity = identify(&settings, device, class.clone());
     tracing::info!("{}: {} slots on {device}, {class}", identity.name, identity.slots);
-    if !settings.connect.is_loopback() {
-        tracing::warn!("the connection to {} is not encrypted", settings.connect);
-    }
+    let (server, address) = match &settings.connect {
+        Connect::To(address) => {
+            if !address.is_loopback() {
+                tracing::warn!("the connection to {address} is not encrypted");
+            }
+            (Server::new(address)?, address.to_string())
+        }
+        Connect::AsFileSays(path) => {
+            // Without the file there is nothing to wait for, nor anyone to hand anything to.
+            let file = AddressFile { path: path.clone(), is_gone: leave.now.clone() };
+            (Server::following(file)?, format!("the address in {}", path.display()))
+        }
+    };
     let outfit = Outfit {
-        server: Server::new(&settings.connect)?,
-        address: settings.connect.to_string(),
+        server,
+        address,
         identity,
         device,
         trainers: Arc::new(program),
@@ -157,6 +178,7 @@ pub async fn run(settings: Settings, leave: Leave) -> Result<(), AgentError> {
         stall_timeout: settings.stall_timeout,
         drain_timeout: settings.drain_timeout,
         home: Home::OwnThread,
+        leaves_when_orphaned: matches!(settings.connect, Connect::AsFileSays(_)),
     };
     serve(outfit, leave).await
 }
@@ -179,6 +201,7 @@ pub async fn serve(outfit: Outfit, leave: Leave) -> Result<(), AgentError> {
         stall_timeout,
         drain_timeout,
         home,
+        leaves_when_orphaned,
     } = outfit;
     let (cache_folder, instance_id, name) = (cache.clone(), identity.instance_id.clone(), identity.name.clone());
     let scratch = blocking(move || Ok(Scratch::open(&cache_folder, &instance_id, &name)));
@@ -229,6 +252,7 @@ pub async fn serve(outfit: Outfit, leave: Leave) -> Result<(), AgentError> {
         drain_timeout,
         leave_by: None,
         is_leaving: false,
+        leaves_when_orphaned,
     };
     agent.run(session, farewell).await
 }
@@ -275,6 +299,8 @@ struct Agent {
     leave_by: Option<Instant>,
     /// Whether it takes no new work.
     is_leaving: bool,
+    /// Whether it leaves when the coordinator does not come back.
+    leaves_when_orphaned: bool,
 }
 
 impl Agent {
@@ -288,8 +314,7 @@ impl Agent {
 
     async fn serve(&mut self) -> Result<(), AgentError> {
         while !(self.is_leaving && self.attempts.is_empty()) {
-            let orphaned_at = self.link.borrow_and_update().orphaned_at();
-            let orphaned_at = orphaned_at.filter(|_| self.is_training_on());
+            let orphaned_at = self.orphaned_at();
             tokio::select! {
                 // In a fixed order, so that a simulation repeats. Instructions wait for the end of an attempt, because they
                 // may be answered with what that frees.
@@ -311,7 +336,7 @@ impl Agent {
                     Some(SessionEvent::Refused(message)) => return Err(AgentError::Refused { message }),
                     None => return Err(AgentError::Session(io::Error::other("the session ended by itself"))),
                 },
-                () = at(orphaned_at) => self.abandon(),
+                () = at(orphaned_at) => self.abandon()?,
                 _changed = self.link.changed() => {}
             }
         }
@@ -428,13 +453,28 @@ impl Agent {
         self.attempts.values().any(|running| *running.orders.borrow() == Order::GoOn)
     }
 
+    /// Returns when the coordinator has been away for too long; never, if nothing waits for it.
+    fn orphaned_at(&mut self) -> Option<Instant> {
+        let link = self.link.borrow_and_update().clone();
+        if self.is_training_on() {
+            link.orphaned_at()
+        } else if self.leaves_when_orphaned {
+            link.away_for(IDLE_ORPHAN_TIMEOUT.min(link.orphan_timeout))
+        } else {
+            None
+        }
+    }
+
     /// The orphan window is over: nobody will ask for these results.
-    fn abandon(&mut self) {
+    fn abandon(&mut self) -> Result<(), AgentError> {
         let since = self.link.borrow().orphan_timeout.as_secs();
-        tracing::warn!("no coordinator for {since} s: giving up {} attempts", self.attempts.len());
+        if self.is_training_on() {
+            tracing::warn!("no coordinator for {since} s: giving up {} attempts", self.attempts.len());
+        }
         for running in self.attempts.values() {
             running.orders.send_replace(Order::Forget);
         }
+        if self.leaves_when_orphaned { Err(AgentError::Orphaned) } else { Ok(()) }
     }
 
     fn forget(&mut self, ended: Result<(task::Id, ()), JoinError>) {

@@ -17,8 +17,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-use super::watched;
-
+use super::{address_file::AddressFile, watched};
 use crate::config::ServerAddress;
 
 /// How long a connection may take to open.
@@ -32,7 +31,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 /// A connection that is being opened.
 pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
-/// Opens connections to a coordinator where there is no network.
+/// Opens connections to a coordinator that has no address of its own for good, or that no network leads to.
 pub trait Dial: fmt::Debug + Send + Sync {
     /// Opens one connection.
     fn dial(&self) -> Dialling;
@@ -53,7 +52,11 @@ impl Server {
     ///
     /// When the address cannot be part of a URL.
     pub fn new(address: &ServerAddress) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(address.url())?
+        Self::to(Endpoint::from_shared(address.url())?)
+    }
+
+    fn to(endpoint: Endpoint) -> Result<Self, tonic::transport::Error> {
+        let endpoint = endpoint
             .user_agent(concat!("plurality-worker/", env!("CARGO_PKG_VERSION")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -68,6 +71,15 @@ impl Server {
     #[must_use]
     pub fn dialled_by(self, dial: Arc<dyn Dial>) -> Self {
         Self { dial: Some(dial), ..self }
+    }
+
+    /// Prepares the way to whatever address `file` says at the time.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: the name that stands for the address is a good one.
+    pub fn following(file: AddressFile) -> Result<Self, tonic::transport::Error> {
+        Ok(Self::to(Endpoint::from_static("http://coordinator"))?.dialled_by(Arc::new(file)))
     }
 
     /// Returns a connection that opens itself when it is used, and again after it broke. Its work is done by the runtime
@@ -106,9 +118,14 @@ pub enum LinkState {
 impl Link {
     /// Returns the moment at which attempts are given up, if the coordinator is away.
     pub fn orphaned_at(&self) -> Option<Instant> {
+        self.away_for(self.orphan_timeout)
+    }
+
+    /// Returns the moment at which the coordinator will have been away for so long, if it is away.
+    pub fn away_for(&self, time: Duration) -> Option<Instant> {
         match self.state {
             LinkState::Up(_) => None,
-            LinkState::Down { since } => Some(since + self.orphan_timeout),
+            LinkState::Down { since } => Some(since + time),
         }
     }
 

@@ -445,24 +445,20 @@ fn a_second_signal_ends_the_worker_at_once() {
 }
 
 #[test]
-fn a_worker_leaves_when_its_parent_is_gone() {
-    let coordinator = Coordinator::start();
+fn a_worker_that_a_coordinator_started_says_who_it_is_and_ends_with_the_orphan_window() {
+    let mut coordinator = Coordinator::start();
     coordinator.offer(0, b"images");
-    let mut worker = Worker::start(&coordinator, "wait", &["--slots", "1", "--exit-with-parent"]);
+    let place = Place::new("wait");
+    let address = place.cache().with_file_name("address");
+    fs::write(&address, coordinator.address()).unwrap();
+    let arguments = ["--slots", "1", "--orphan-timeout", "2s", "--connect-file", address.to_str().unwrap()];
+    let mut worker = place.start(&coordinator, &arguments);
     coordinator.wait("training", |notes| notes.is_in("attempt-0", AttemptPhase::Training));
-    worker.close_input();
-    assert_eq!(worker.ended().code(), Some(0));
+    let said = fs::read_to_string(worker.folder().join("input")).unwrap();
+    assert_eq!(said, format!("{}\n", worker.id()));
+    coordinator.go_away();
+    assert_eq!(worker.ended().code(), Some(5));
     assert!(!worker.is_training());
-    assert_eq!(coordinator.note(|notes| notes.failures[0].kind()), FailureKind::Drained);
-}
-
-#[test]
-fn a_worker_without_that_option_does_not_care_about_its_input() {
-    let coordinator = Coordinator::start();
-    let mut worker = Worker::start(&coordinator, "happy", &["--slots", "1"]);
-    worker.close_input();
-    coordinator.offer(0, b"images");
-    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The real worker process, with a trainer whose arithmetic alone is faked.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -148,7 +148,10 @@ impl Place {
         command.arg("--connect").arg(coordinator.address()).arg("--cache").arg(self.cache());
         command.arg("--device").arg("cpu").args(arguments);
         command.env("PLURALITY_TRAINER", trainer).env("RUST_LOG", "debug,h2=info,hyper_util=info,tower=info");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // What a coordinator gives to the workers that it starts; the others do not look at it.
+        let input =
+            File::options().read(true).write(true).create(true).truncate(false).open(self.folder.path().join("input"));
+        command.stdin(input.unwrap()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = Arc::<(Mutex<Vec<String>>, Condvar)>::default();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -200,11 +203,6 @@ impl Worker {
         assert!(sent.success());
     }
 
-    /// Closes the worker's standard input.
-    pub fn close_input(&mut self) {
-        drop(self.child.stdin.take());
-    }
-
     /// Waits until the worker has ended and everything it said has been read.
     pub fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
@@ -227,6 +225,11 @@ impl Worker {
             assert!(!left.is_zero(), "the worker never said {text:?}");
             guard = changed.wait_timeout(guard, left).unwrap().0;
         }
+    }
+
+    /// Returns the worker's process number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Says whether the worker has not ended.
