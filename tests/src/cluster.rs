@@ -6,20 +6,23 @@
 use std::{
     fs::{self, File},
     future::Future,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use plurality_proto::v1::{
-    self, GetRequest, MemberStatus, RunStatus, SubmitRequest, WorkersRequest, run_service_client::RunServiceClient,
+    self, GetRequest, MemberStatus, ReportRequest, RunStatus, SubmitRequest, WorkersRequest,
+    run_service_client::RunServiceClient,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
 /// How long any condition may take to come true on a machine that does other things too.
 pub const PATIENCE: Duration = Duration::from_secs(240);
+/// Where a coordinator listens that only this machine is to reach.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -198,26 +201,33 @@ impl Cluster {
     pub async fn start() -> Self {
         let folder = TempDir::new().expect("the temporary folder is writable");
         let state = folder.path().join("state");
-        Self::start_with(folder, state, &[]).await
+        Self::start_with(folder, state, LOOPBACK, &[]).await
+    }
+
+    /// Starts `coordinator serve` on a free port of `address`, which others than this machine reach.
+    pub async fn start_at(address: IpAddr) -> Self {
+        let folder = TempDir::new().expect("the temporary folder is writable");
+        let state = folder.path().join("state");
+        Self::start_with(folder, state, address, &["--insecure"]).await
     }
 
     /// Starts `coordinator serve` with its state below `disk` and further arguments.
     pub async fn start_in(disk: &Path, further: &[&str]) -> Self {
         let folder = TempDir::new().expect("the temporary folder is writable");
-        Self::start_with(folder, disk.join("state"), further).await
+        Self::start_with(folder, disk.join("state"), LOOPBACK, further).await
     }
 
-    async fn start_with(folder: TempDir, state: PathBuf, further: &[&str]) -> Self {
+    async fn start_with(folder: TempDir, state: PathBuf, address: IpAddr, further: &[&str]) -> Self {
         let further: Vec<String> = further.iter().map(|&word| word.to_owned()).collect();
-        let (coordinator, address) = serve(folder.path(), &state, &further, "127.0.0.1:0", 0).await;
+        let listen = SocketAddr::new(address, 0);
+        let (coordinator, address) = serve(folder.path(), &state, &further, listen, 0).await;
         Self { folder, state, further, address, coordinator, starts: 1 }
     }
 
     /// Starts the coordinator again, on the same port and the same state.
     pub async fn restart_coordinator(&mut self) {
-        let listen = self.address.to_string();
         (self.coordinator, self.address) =
-            serve(self.folder.path(), &self.state, &self.further, &listen, self.starts).await;
+            serve(self.folder.path(), &self.state, &self.further, self.address, self.starts).await;
         self.starts += 1;
     }
 
@@ -290,28 +300,39 @@ impl Cluster {
         run
     }
 
+    /// Returns the digests of a completed run's checkpoints, by member.
+    pub async fn checkpoints(&self, run: &str) -> Vec<String> {
+        let request = ReportRequest { run: run.to_owned() };
+        let report = self.runs().await.report(request).await.expect("the run is completed").into_inner();
+        report.members.into_iter().map(|blob| blob.sha256).collect()
+    }
+
     /// Returns the workers as the coordinator sees them.
     pub async fn workers(&self) -> Vec<v1::Worker> {
         self.runs().await.workers(WorkersRequest {}).await.expect("the coordinator answers").into_inner().workers
     }
 }
 
-async fn serve(folder: &Path, state: &Path, further: &[String], listen: &str, start: usize) -> (Process, SocketAddr) {
-    let state = state.to_string_lossy();
-    let mut arguments = vec!["serve", "--listen", listen, "--state", &state];
+async fn serve(
+    folder: &Path,
+    state: &Path,
+    further: &[String],
+    listen: SocketAddr,
+    start: usize,
+) -> (Process, SocketAddr) {
+    let (state, listen) = (state.to_string_lossy(), listen.to_string());
+    let mut arguments = vec!["serve", "--listen", &listen, "--state", &state];
     arguments.extend(further.iter().map(String::as_str));
     let process = Process::start("coordinator", &arguments, &folder.join(format!("coordinator-{start}.log")));
     let address = wait_for("the coordinator says where it listens", || async { address_in(&process.output()) }).await;
     (process, address)
 }
 
-/// Finds the first loopback address with a port in what a coordinator printed.
-pub fn address_in(output: &str) -> Option<SocketAddr> {
-    output.match_indices("127.0.0.1:").find_map(|(at, _)| {
-        let text = &output[at..];
-        let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
-        text[..end?].parse().ok().filter(|address: &SocketAddr| address.port() != 0)
-    })
+/// Finds the address with which a coordinator that serves says where it listens.
+fn address_in(output: &str) -> Option<SocketAddr> {
+    let (_, said) = output.split_once("listening on ")?;
+    let (address, _) = said.split_once('\n')?;
+    address.parse().ok()
 }
 
 /// Counts the members of `run` in `status`.

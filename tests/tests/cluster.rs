@@ -14,7 +14,7 @@ use plurality_common::{
     recipe::{Data, Recipe, Training, builtin},
     score,
 };
-use plurality_proto::v1::{self, MemberStatus, PauseRequest, ReportRequest, ResumeRequest};
+use plurality_proto::v1::{self, MemberStatus, PauseRequest, ResumeRequest};
 use plurality_tests::{
     cluster::{Cluster, Process, Stopped, children_of, count, is_running, send_signal, wait_for},
     recipes,
@@ -41,13 +41,6 @@ fn few() -> Data {
 
 fn json(recipe: &Recipe) -> String {
     recipe.to_canonical_json()
-}
-
-/// The digests of a run's checkpoints, by member.
-async fn checkpoints(cluster: &Cluster, run: &str) -> Vec<String> {
-    let request = ReportRequest { run: run.to_owned() };
-    let report = cluster.runs().await.report(request).await.unwrap().into_inner();
-    report.members.into_iter().map(|blob| blob.sha256).collect()
 }
 
 /// Runs the one-run form with two local workers in `folder`.
@@ -116,11 +109,8 @@ async fn the_same_recipe_seed_and_class_give_the_same_bytes() {
     for run in [&first, &second, &other] {
         cluster.completed(run).await;
     }
-    let (first, second, other) = (
-        checkpoints(&cluster, &first).await,
-        checkpoints(&cluster, &second).await,
-        checkpoints(&cluster, &other).await,
-    );
+    let (first, second, other) =
+        (cluster.checkpoints(&first).await, cluster.checkpoints(&second).await, cluster.checkpoints(&other).await);
     assert_eq!(first, second);
     let distinct: BTreeSet<_> = first.iter().chain(&other).collect();
     assert_eq!(distinct.len(), 4, "members and seeds must differ: {distinct:?}");
@@ -309,7 +299,7 @@ async fn check_resumed(recipe: &Recipe, strike: impl AsyncFnOnce(&Cluster, &mut 
     let undisturbed = cluster.submit(&recipe, 1, 5).await;
     let attempts = cluster.completed(&undisturbed).await.members[0].attempt_list.clone();
     assert_eq!((attempts.len(), attempts[0].resumed_step), (1, 0), "{attempts:?}");
-    assert_eq!(checkpoints(&cluster, &run).await, checkpoints(&cluster, &undisturbed).await);
+    assert_eq!(cluster.checkpoints(&run).await, cluster.checkpoints(&undisturbed).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -373,7 +363,7 @@ async fn a_paused_run_stops_its_trainers_and_goes_on_from_its_snapshot_to_the_sa
 
     let undisturbed = cluster.submit(&recipe, 1, 5).await;
     cluster.completed(&undisturbed).await;
-    assert_eq!(checkpoints(&cluster, &run).await, checkpoints(&cluster, &undisturbed).await);
+    assert_eq!(cluster.checkpoints(&run).await, cluster.checkpoints(&undisturbed).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
