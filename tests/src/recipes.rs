@@ -10,12 +10,18 @@ pub fn small(epochs: u32) -> Recipe {
 
 /// Returns [`small`] as people write it.
 pub fn small_toml(epochs: u32) -> String {
-    toml(
-        epochs,
-        r#"
-    { kind = "linear", outputs = 32 }, { kind = "relu" },
-    { kind = "linear", outputs = 10 },"#,
-    )
+    with_hidden(32, epochs)
+}
+
+/// Returns a fully connected network with `outputs` hidden units, each of them three kilobytes of checkpoint, trained for some
+/// seconds.
+pub fn wide(outputs: u32) -> Recipe {
+    parsed(&with_hidden(outputs, 10))
+}
+
+fn with_hidden(outputs: u32, epochs: u32) -> String {
+    let hidden = format!(r#"{{ kind = "linear", outputs = {outputs} }}, {{ kind = "relu" }},"#);
+    toml(epochs, &format!("\n    {hidden}\n    {{ kind = \"linear\", outputs = 10 }},"))
 }
 
 /// Returns a network with every kind of layer there is, trained for a moment.
