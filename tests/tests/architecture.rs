@@ -127,7 +127,7 @@ fn generated_types_appear_only_where_messages_enter_and_leave() {
 /// Where tasks and threads may be started: each of these keeps the handle and waits for it, or ends with the process.
 const STARTERS: [&str; 5] = [
     "coordinator/src/driver.rs",
-    "coordinator/src/local_workers.rs",
+    "coordinator/src/local_workers/mod.rs",
     "coordinator/src/server.rs",
     "worker/src/agent/session.rs",
     "worker/src/torch/pipe.rs",
