@@ -1,6 +1,6 @@
 //! One direction of a network line, as bad as a test wants it.
 //!
-//! It carries packets between two TUN devices. What happens to each is decided by [`Course`], without devices.
+//! It carries packets between two TUN devices. What happens to each is decided by `Course`, without devices.
 
 use std::{sync::Arc, time::Duration};
 
