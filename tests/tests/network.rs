@@ -52,6 +52,12 @@ impl Scene<'_> {
     async fn completed(&self) -> v1::Run {
         self.cluster.completed(&self.run).await
     }
+
+    async fn completed_without_loss(&self) -> v1::Run {
+        let run = self.completed().await;
+        assert_nothing_lost(&run);
+        run
+    }
 }
 
 fn attempts(run: &v1::Run) -> impl Iterator<Item = &v1::Attempt> {
@@ -114,9 +120,7 @@ fn a_worker_cut_off_for_40_s_loses_nothing() {
         scene.suspected().await;
         sleep_until(cut_at + OUTAGE).await;
         scene.network.set(Quality::GOOD);
-        let run = scene.completed().await;
-        assert_nothing_lost(&run);
-        run
+        scene.completed_without_loss().await
     });
 }
 
@@ -160,9 +164,7 @@ fn check_one_way(direction: fn(&Network) -> &Line) {
         direction(scene.network).set(Quality::CUT);
         scene.suspected().await;
         direction(scene.network).set(Quality::GOOD);
-        let run = scene.completed().await;
-        assert_nothing_lost(&run);
-        run
+        scene.completed_without_loss().await
     });
 }
 
@@ -170,9 +172,7 @@ fn check_one_way(direction: fn(&Network) -> &Line) {
 fn a_line_that_loses_a_fifth_of_all_packets_and_takes_200_ms_loses_no_step() {
     check(&recipes::small(LONG), 1, &[], async |scene| {
         scene.network.set(Quality { loss: 0.2, delay: Duration::from_millis(200), ..Quality::GOOD });
-        let run = scene.completed().await;
-        assert_nothing_lost(&run);
-        run
+        scene.completed_without_loss().await
     });
 }
 
@@ -232,8 +232,6 @@ fn a_coordinator_whose_machine_vanished_is_found_again_and_nothing_is_lost() {
             .await;
         scene.cluster.restart_coordinator().await;
         scene.network.set(Quality::GOOD);
-        let run = scene.completed().await;
-        assert_nothing_lost(&run);
-        run
+        scene.completed_without_loss().await
     });
 }
