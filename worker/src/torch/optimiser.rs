@@ -1,52 +1,61 @@
 //! SGD with momentum and Nesterov, and Adam, as plain tensors: tch cannot save the state of its own.
 //!
 //! An update is a few passes over memory that does not fit the caches, so on a CPU it goes portion by portion: the first pass
-//! brings a portion of values, state and gradient into the cache, the others find it there. A GPU takes whole tensors: there a
-//! pass over one costs less than its start.
+//! brings a portion of values, state and gradient into the cache, the others find it there. On a GPU a pass over a tensor
+//! costs less than its start, so all gradients are joined into one and there are two portions, with and without decay.
 
 use plurality_common::{
     recipe::{Optimiser, Recipe},
-    weights::{self, Weights},
+    weights::Weights,
 };
 use plurality_worker::fused::Kept;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use super::parameters::{Parameters, Role, values};
+use super::parameters::{Entry, Parameters, Role};
 
 /// ε of Adam, as Kingma and Ba 2015 propose.
 const ADAM_EPSILON: f64 = 1e-8;
 /// Values at a time: 128 KiB each of values, state and gradient fit the second-level cache of any current core.
 const PORTION: i64 = 32 * 1024;
 
-/// State of an optimiser and its portions of the trained tensors.
+/// State of an optimiser and the portions that it updates.
 pub struct Updater {
     settings: Optimiser,
     /// [`Recipe::weight_decay`].
     weight_decay: f64,
-    /// One list for each trained tensor, in the order of [`Parameters::trained`].
-    tensors: Vec<Vec<Portion>>,
+    /// Mean of the gradients: momentum times one minus μ, or Adam's first moment. Laid out as [`Parameters::flat`], with zeros
+    /// for what is not trained.
+    means: Tensor,
+    /// Adam's second moment, laid out alike; empty otherwise.
+    squares: Tensor,
+    gradients: Gradients,
+    /// One list for each gradient.
+    portions: Vec<Vec<Portion>>,
     /// Steps done.
     steps: i32,
 }
 
-/// A run of values of one tensor, as views.
+/// Which gradients the portions are of.
+#[derive(Clone, Debug)]
+enum Gradients {
+    /// One for each trained tensor, as they come.
+    Each,
+    /// One of all, joined in the order of the flat buffer: these positions among those that come.
+    Joined(Vec<usize>),
+}
+
+/// A run of values, as views of the buffers, and where it is in its gradient.
 struct Portion {
     first: i64,
     length: i64,
     /// `[length]`, the trained values themselves.
     values: Tensor,
-    /// `[length]`, mean of the gradients: momentum times one minus μ, or Adam's first moment.
+    /// `[length]` of [`Updater::means`].
     means: Tensor,
-    /// `[length]`, Adam's second moment; empty otherwise.
+    /// `[length]` of [`Updater::squares`]; empty where that is.
     squares: Tensor,
     /// Whether weight decay pulls at these values.
     is_decayed: bool,
-}
-
-impl Portion {
-    fn state(&self, kept: Kept) -> &Tensor {
-        if kept == Kept::Squares { &self.squares } else { &self.means }
-    }
 }
 
 /// Numbers of one step, as tensors `[]` where LibTorch's in-place operators want tensors.
@@ -62,31 +71,38 @@ struct Factors {
 impl Updater {
     /// Starts with all state zero.
     pub fn new(recipe: &Recipe, parameters: &Parameters) -> Self {
-        let settings = &recipe.optimiser;
-        let portions = |tensor: &Tensor, is_decayed| {
-            let values = tensor.detach().view(-1);
-            let means = values.zeros_like();
-            let is_adam = matches!(settings, Optimiser::Adam { .. });
-            let squares = if is_adam { values.zeros_like() } else { values.narrow(0, 0, 0) };
-            let count = values.size()[0];
-            let at_a_time = if values.device() == Device::Cpu { PORTION } else { count };
-            let starts = (0..count).step_by(at_a_time as usize);
-            let portion = |first| {
-                let length = at_a_time.min(count - first);
-                Portion {
-                    first,
-                    length,
-                    values: values.narrow(0, first, length),
-                    means: means.narrow(0, first, length),
-                    squares: if is_adam { squares.narrow(0, first, length) } else { squares.shallow_clone() },
-                    is_decayed,
-                }
-            };
-            starts.map(portion).collect()
+        let is_on_cpu = parameters.flat.device() == Device::Cpu;
+        let gradients = if is_on_cpu { Gradients::Each } else { Gradients::Joined(parameters.places_in_buffer()) };
+        Self::with(gradients, recipe, parameters)
+    }
+
+    fn with(gradients: Gradients, recipe: &Recipe, parameters: &Parameters) -> Self {
+        let values = parameters.flat.detach();
+        let means = values.zeros_like();
+        let is_adam = matches!(recipe.optimiser, Optimiser::Adam { .. });
+        let squares = if is_adam { values.zeros_like() } else { values.narrow(0, 0, 0) };
+        // `behind`: how far the values are behind their place in the gradient.
+        let portion = |first: i64, length, behind: i64, is_decayed| {
+            let of = |buffer: &Tensor| buffer.narrow(0, behind + first, length);
+            let squares = if is_adam { of(&squares) } else { squares.shallow_clone() };
+            Portion { first, length, values: of(&values), means: of(&means), squares, is_decayed }
         };
-        let tensors = parameters.trained().map(|(_, entry)| portions(&entry.tensor, entry.role == Role::Weight));
-        let weight_decay = recipe.weight_decay();
-        Self { settings: settings.clone(), weight_decay, tensors: tensors.collect(), steps: 0 }
+        let portions = match gradients {
+            Gradients::Each => {
+                let of_tensor = |entry: &Entry| {
+                    let (count, is_decayed) = (entry.tensor.numel() as i64, entry.role == Role::Weight);
+                    let starts = (0..count).step_by(PORTION as usize);
+                    starts.map(|first| portion(first, PORTION.min(count - first), entry.offset, is_decayed)).collect()
+                };
+                parameters.trained().map(|(_, entry)| of_tensor(entry)).collect()
+            }
+            Gradients::Joined(_) => {
+                let [weights, offsets] = [Role::Weight, Role::Offset].map(|role| parameters.count(role));
+                vec![vec![portion(0, weights, 0, true), portion(weights, offsets, 0, false)]]
+            }
+        };
+        let (settings, weight_decay) = (recipe.optimiser.clone(), recipe.weight_decay());
+        Self { settings, weight_decay, means, squares, gradients, portions, steps: 0 }
     }
 
     /// Takes one step against `gradients`, given in the order of [`Parameters::trained`] and used up.
@@ -96,9 +112,15 @@ impl Updater {
         let device = gradients[0].device();
         // Made there: a copy from the host would wait for the device.
         let factors = self.factors(rate, |value| Tensor::full([], f64::from(value as f32), (Kind::Float, device)));
-        for (portions, gradient) in self.tensors.iter_mut().zip(gradients) {
-            // Gradients of convolutions may come channels-last.
-            let gradient = gradient.reshape(-1);
+        // Gradients of convolutions may come channels-last.
+        let gradients: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient.reshape(-1)).collect();
+        let gradients = match &self.gradients {
+            Gradients::Each => gradients,
+            Gradients::Joined(places) => {
+                vec![Tensor::cat(&places.iter().map(|&place| &gradients[place]).collect::<Vec<_>>(), 0)]
+            }
+        };
+        for (portions, gradient) in self.portions.iter_mut().zip(gradients) {
             for portion in portions {
                 let mut gradient = match portion.length == gradient.size()[0] {
                     true => gradient.shallow_clone(),
@@ -124,14 +146,9 @@ impl Updater {
         if !self.keeps(kept) {
             return Weights::default();
         }
-        let tensors = parameters.trained().zip(&self.tensors).map(|((_, entry), portions)| {
-            let values = portions.iter().flat_map(|portion| values(portion.state(kept))).collect();
-            (
-                entry.name.clone(),
-                weights::Tensor { shape: entry.shape.iter().map(|&edge| edge as usize).collect(), values },
-            )
-        });
-        Weights(tensors.collect())
+        let Weights(mut tensors) = parameters.weights_of(self.state(kept));
+        tensors.retain(|name, _| parameters.trained().any(|(_, entry)| entry.name == *name));
+        Weights(tensors)
     }
 
     /// Takes over what [`Updater::tensors`] returned.
@@ -140,13 +157,15 @@ impl Updater {
         if !self.keeps(kept) {
             return;
         }
-        for ((_, entry), portions) in parameters.trained().zip(&self.tensors) {
+        for (_, entry) in parameters.trained() {
             let Some(tensor) = tensors.0.get(&entry.name) else { continue };
-            for portion in portions {
-                let values = &tensor.values[portion.first as usize..][..portion.length as usize];
-                portion.state(kept).shallow_clone().copy_(&Tensor::from_slice(values));
-            }
+            let values = Tensor::from_slice(&tensor.values);
+            self.state(kept).narrow(0, entry.offset, values.numel() as i64).copy_(&values);
         }
+    }
+
+    fn state(&self, kept: Kept) -> &Tensor {
+        if kept == Kept::Squares { &self.squares } else { &self.means }
     }
 
     fn keeps(&self, kept: Kept) -> bool {
@@ -278,5 +297,49 @@ mod tests {
             value -= (pulled + &velocity * 0.9) * 0.1;
         }
         testing::assert_close(&parameters.entries[0].tensor.detach(), &value, 1e-6);
+    }
+
+    #[test]
+    fn joined_gradients_change_nothing() {
+        let layers = "{ kind = \"conv\", filters = 4, kernel = 3 },\n{ kind = \"batch-norm\" },\n{ kind = \"linear\", outputs = 3 },";
+        let adam = Optimiser::Adam { beta1: 0.5, beta2: 0.7, weight_decay: 0.2, l2: 0.0 };
+        let nesterov = Optimiser::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.2, l2: 0.0 };
+        for settings in [nesterov, adam] {
+            let mut recipe = testing::recipe(layers);
+            recipe.optimiser = settings;
+            let after = |joins: bool| {
+                let (_, parameters, _) = testing::network(&recipe, 1);
+                let places = parameters.places_in_buffer();
+                assert!(!places.is_sorted(), "weights come before offsets in the buffer alone: {places:?}");
+                let gradients = if joins { Gradients::Joined(places) } else { Gradients::Each };
+                let mut updater = Updater::with(gradients, &recipe, &parameters);
+                for _ in 0..3 {
+                    let gradients = parameters.trained().map(|(_, entry)| entry.tensor.detach().sin());
+                    updater.step(gradients.collect(), 0.1);
+                }
+                let states = [Kept::Means, Kept::Squares].map(|kept| updater.tensors(&parameters, kept));
+                (parameters.weights_of(&parameters.flat), states)
+            };
+            assert_eq!(after(true), after(false), "{:?}", recipe.optimiser);
+        }
+    }
+
+    #[test]
+    fn state_that_is_taken_over_goes_on_as_if_never_put_away() {
+        let mut recipe = testing::recipe(
+            "{ kind = \"linear\", outputs = 8 },\n{ kind = \"batch-norm\" },\n{ kind = \"linear\", outputs = 3 },",
+        );
+        recipe.optimiser = Optimiser::Adam { beta1: 0.5, beta2: 0.7, weight_decay: 0.2, l2: 0.0 };
+        let (_, parameters, _) = testing::network(&recipe, 1);
+        let gradients = || parameters.trained().map(|(_, entry)| entry.tensor.detach().cos()).collect();
+        let mut first = Updater::new(&recipe, &parameters);
+        first.step(gradients(), 0.1);
+        let mut second = Updater::with(Gradients::Joined(parameters.places_in_buffer()), &recipe, &parameters);
+        for kept in [Kept::Means, Kept::Squares] {
+            let state = first.tensors(&parameters, kept);
+            assert!(state.0.keys().all(|name| !name.contains("running")), "{:?}", state.0.keys());
+            second.set_tensors(&parameters, kept, &state);
+            assert_eq!(second.tensors(&parameters, kept), state);
+        }
     }
 }

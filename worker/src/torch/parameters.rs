@@ -28,7 +28,7 @@ pub struct Entry {
     /// What it is for.
     pub role: Role,
     /// Where it begins in the flat buffer.
-    offset: i64,
+    pub offset: i64,
     /// View of the flat buffer; a leaf that gradients are taken of, unless it is [`Role::Running`].
     pub tensor: Tensor,
 }
@@ -84,6 +84,21 @@ impl Parameters {
     /// Returns the tensors that gradients are taken of, with their positions.
     pub fn trained(&self) -> impl Iterator<Item = (usize, &Entry)> {
         self.entries.iter().enumerate().filter(|(_, entry)| entry.role != Role::Running)
+    }
+
+    /// Returns the order in which the trained tensors follow each other in the flat buffer: positions among
+    /// [`Parameters::trained`].
+    pub fn places_in_buffer(&self) -> Vec<usize> {
+        let offsets: Vec<i64> = self.trained().map(|(_, entry)| entry.offset).collect();
+        let mut places: Vec<usize> = (0..offsets.len()).collect();
+        places.sort_by_key(|&place| offsets[place]);
+        places
+    }
+
+    /// Counts the values of one role.
+    pub fn count(&self, role: Role) -> i64 {
+        let of_role = self.entries.iter().filter(|entry| entry.role == role);
+        of_role.map(|entry| entry.tensor.numel() as i64).sum()
     }
 
     /// Copies the tensors out of a buffer laid out as the flat one.
