@@ -25,8 +25,9 @@ pub const CHUNK_BYTES: usize = 512 * 1024;
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest blob accepted: ten times the largest file of the known datasets.
 pub const BLOB_BYTES_MAX: u64 = 1 << 30;
-/// Most connections a coordinator holds: a worker has two. Below the 1,024 descriptors that most systems give a process.
-pub const CONNECTIONS_MAX: usize = 800;
+/// Most connections a coordinator holds: some 4,000 workers, which have two each. It takes fewer where the system allows fewer
+/// open files.
+pub const CONNECTIONS_MAX: usize = 8192;
 /// Most calls at a time on one connection; a client keeps further ones back by itself. A worker has one heartbeat on one
 /// connection, and on the other a few uploads beside short calls that may wait for one another.
 pub const CALLS_PER_CONNECTION_MAX: u32 = 256;

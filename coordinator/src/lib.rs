@@ -9,6 +9,7 @@ pub mod client;
 pub mod config;
 pub mod core;
 pub mod dataset;
+pub mod descriptors;
 pub mod driver;
 pub mod ladder;
 pub mod local_workers;

@@ -27,6 +27,7 @@ use tonic::transport::server::{Connected, Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
+    connections::DESCRIPTORS_RESERVED,
     disk::DiskWatch,
     judge::{Check, Judge},
     sweep::Sweeper,
@@ -37,6 +38,7 @@ use crate::{
     config::ServerSettings,
     core::Timing,
     dataset::{Dataset, DatasetError, Source, TestSets},
+    descriptors,
     driver::{self, Driver, Environment, StartError},
     service::{blob::Blobs, gate::Gate, run::Runs, worker::Workers},
     store::{EventStore, SqliteStore, StoreError},
@@ -150,6 +152,7 @@ impl Server {
     /// # Errors
     /// When the folder is in use or damaged, the dataset is malformed, or the address cannot be listened on.
     pub async fn start(settings: &ServerSettings) -> Result<Self, ServerError> {
+        let connections_max = connections_max();
         let store = SqliteStore::open(&settings.state).await?;
         let listener = listen(settings.listen).await?;
         let address =
@@ -163,7 +166,7 @@ impl Server {
             store,
             environment: Environment::system(Timing::default()),
             check: Arc::new(Checker::new()?),
-            incoming: connections::accept(listener, CONNECTIONS_MAX),
+            incoming: connections::accept(listener, connections_max),
             address,
             has_reflection: settings.has_reflection,
         };
@@ -297,6 +300,19 @@ impl Server {
             None => Ok(()),
         }
     }
+}
+
+/// Returns how many connections to take, after having the system allow as many files as it will.
+fn connections_max() -> usize {
+    let descriptors = descriptors::raise(CONNECTIONS_MAX as u64 + DESCRIPTORS_RESERVED);
+    let limit = connections::limit(descriptors);
+    if limit < CONNECTIONS_MAX {
+        tracing::info!(
+            "at most {limit} connections are taken, and a worker has two: the system allows {descriptors} open files \
+             (ulimit -Hn)"
+        );
+    }
+    limit
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {

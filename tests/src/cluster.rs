@@ -64,9 +64,18 @@ pub struct Process {
 impl Process {
     /// Starts `program` with `arguments`, its output in `log`.
     pub fn start(program: &str, arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(program, Command::new(binary(program)).args(arguments), log)
+    }
+
+    /// Starts `program` with `arguments` where no more than `files` may be open at a time, its output in `log`.
+    pub fn start_with_files(files: u32, program: &str, arguments: &[&str], log: &Path) -> Self {
+        let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        Self::spawn(program, Command::new("sh").args(["-c", &script]).arg(binary(program)).args(arguments), log)
+    }
+
+    fn spawn(program: &str, command: &mut Command, log: &Path) -> Self {
         let output = File::create(log).expect("the test's folder is writable");
-        let child = Command::new(binary(program))
-            .args(arguments)
+        let child = command
             .env("RUST_LOG", "info")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -80,6 +89,19 @@ impl Process {
     /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns how many files and connections it has open.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).map_or(0, Iterator::count)
+    }
+
+    /// Returns its resident memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("a process that runs has resident memory") * 1024
     }
 
     /// Returns everything it printed so far.
@@ -329,7 +351,7 @@ async fn serve(
 }
 
 /// Finds the address with which a coordinator that serves says where it listens.
-fn address_in(output: &str) -> Option<SocketAddr> {
+pub fn address_in(output: &str) -> Option<SocketAddr> {
     let (_, said) = output.split_once("listening on ")?;
     let (address, _) = said.split_once('\n')?;
     address.parse().ok()

@@ -1,9 +1,18 @@
-//! The table of limits in `docs/limits.md` says what the source says.
+//! The table of limits in `docs/limits.md` says what the source says, and a coordinator keeps to what its system allows.
 
-use std::fs;
+use std::{
+    fs,
+    io::{ErrorKind, Read as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use plurality_common::limits;
-use plurality_tests::workspace::root;
+use plurality_proto::v1::{ListRequest, run_service_client::RunServiceClient};
+use plurality_tests::{
+    cluster::{Process, address_in, wait_for},
+    workspace::root,
+};
 
 #[test]
 fn every_limit_in_the_papers_is_the_one_in_the_source() {
@@ -36,4 +45,42 @@ fn the_limits_fit_into_one_another() {
         assert!(limits::UPLOADS_PER_CONNECTION_MAX <= limits::UPLOADS_AT_ONCE_MAX);
         assert!(limits::UPLOADS_PER_CONNECTION_MAX < limits::CALLS_PER_CONNECTION_MAX as usize);
     }
+}
+
+/// Says whether the other side has closed a connection; waits a moment for that.
+fn is_closed(mut connection: &TcpStream) -> bool {
+    connection.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    // The server speaks first: what it says does not matter, its end does.
+    let mut bytes = [0; 1024];
+    loop {
+        match connection.read(&mut bytes) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_with_few_open_files_refuses_connections_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--state", &state.to_string_lossy()];
+    let coordinator = Process::start_with_files(300, "coordinator", &arguments, &folder.path().join("log"));
+    let address: SocketAddr =
+        wait_for("the coordinator says where it listens", || async { address_in(&coordinator.output()) }).await;
+    assert!(coordinator.output().contains("at most 150 connections are taken"), "{}", coordinator.output());
+
+    let connections: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let taken = wait_for("what is too much is closed", || async {
+        let taken = connections.iter().filter(|connection| !is_closed(connection)).count();
+        (taken <= 150).then_some(taken)
+    });
+    assert_eq!(taken.await, 150);
+    drop(connections);
+    wait_for("the coordinator takes connections again", || async {
+        let mut runs = RunServiceClient::connect(format!("http://{address}")).await.ok()?;
+        runs.list(ListRequest {}).await.ok()
+    })
+    .await;
 }

@@ -8,12 +8,24 @@ use std::{
 };
 
 use futures::{Stream, stream};
+use plurality_common::limits::CONNECTIONS_MAX;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// Open files that are kept for all but connections: event store, uploads and downloads at once, programs that are started.
+/// Leaves 800 connections of the 1,024 files that many systems allow.
+pub const DESCRIPTORS_RESERVED: u64 = 224;
+
+/// Returns how many connections to take where the system allows `descriptors` open files: no file is refused because too many
+/// connections were not. Where the reserve is more than a half, a half.
+pub fn limit(descriptors: u64) -> usize {
+    let free = descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(descriptors / 2);
+    usize::try_from(free).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
+}
 
 /// A connection that counts, until it is dropped.
 pub struct Connection {
@@ -96,6 +108,13 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
+
+    #[test]
+    fn connections_leave_files_to_the_rest() {
+        for (descriptors, connections) in [(100, 50), (1024, 800), (4096, 3872), (u64::MAX, CONNECTIONS_MAX)] {
+            assert_eq!(limit(descriptors), connections, "of {descriptors}");
+        }
+    }
 
     #[tokio::test]
     async fn a_connection_beyond_the_limit_is_closed_and_there_is_a_place_when_one_ends() {
