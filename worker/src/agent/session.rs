@@ -16,7 +16,7 @@ use tokio::{
     task,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, transport::Channel};
 
 use super::{
@@ -82,8 +82,9 @@ pub enum Home {
 pub enum Started {
     /// On a thread of its own.
     Thread(thread::JoinHandle<()>),
-    /// As a task.
-    Task(task::JoinHandle<()>),
+    /// As a task, which ends with its agent also where that is dropped: it would go on with heartbeats that renew the leases
+    /// of attempts that nobody trains.
+    Task(AbortOnDropHandle<()>),
 }
 
 /// The session ended in a panic.
@@ -168,7 +169,7 @@ impl Session {
                 let builder = thread::Builder::new().name("session".to_owned());
                 builder.spawn(move || runtime.block_on(self.run())).map(Started::Thread)
             }
-            Home::SharedRuntime => Ok(Started::Task(tokio::spawn(self.run()))),
+            Home::SharedRuntime => Ok(Started::Task(AbortOnDropHandle::new(tokio::spawn(self.run())))),
         }
     }
 
