@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use crate::{
     chance::Chance,
     plan::{Faults, Sabotage},
-    synthetic::predictions_of,
+    subject::predictions_of,
     witness::Witness,
 };
 

@@ -18,16 +18,13 @@ use std::{
 
 use object_store::memory::InMemory;
 use plurality_common::{
-    dataset::DatasetRef,
     digest::Digest,
-    idx::{Images, Labels},
     limits::{DRAIN_TIMEOUT, STALL_TIMEOUT},
 };
 use plurality_coordinator::{
     artifacts::{ArtifactStore, room::Room},
     blocking,
     core::{Moment, WallTime, World},
-    dataset::Dataset,
     driver::{Environment, StartError},
     server::{Parts, Server, ServerError},
     store::StoreError,
@@ -51,13 +48,14 @@ use crate::{
     chance::Chance,
     check::SyntheticCheck,
     clock::Clock,
+    dataset,
     disk::Disk,
     machine::{Machine, note_panics, take_panics},
     network::{Address, LATENCY_MIN, Link, Network},
     people::{People, worker_name},
     plan::{Faults, Incident, Plan, Sabotage, WorkerPlan, habit},
     service::Unreliable,
-    synthetic::{CLASSES, Synthetic, TEST_IMAGES, class},
+    synthetic::{Synthetic, class},
     trace::Trace,
     witness::Witness,
 };
@@ -77,10 +75,6 @@ const PATIENCE: Duration = Duration::from_secs(3 * 60 * 60);
 const SETTLING: Duration = Duration::from_secs(100);
 /// Where the wall clock begins, in milliseconds since 1970: some day in 2026.
 const WALL_BEGIN_MS: i64 = 1_780_000_000_000;
-/// Training images, as the recipe of [`crate::people`] wants them.
-const TRAIN_IMAGES: usize = 10;
-/// Rows and columns of an image.
-const IMAGE_PIXELS: usize = 4;
 
 /// A simulation could not be made.
 #[derive(Debug, Error)]
@@ -162,7 +156,6 @@ struct Cluster {
     disk: Disk,
     objects: Arc<InMemory>,
     folder: TempDir,
-    dataset: SmallDataset,
     /// How far the wall clock is from where it should be.
     wall_shift_ms: Arc<AtomicI64>,
     trainers: BTreeMap<Address, Synthetic>,
@@ -183,50 +176,6 @@ pub fn simulate(seed: u64, sabotage: Sabotage, is_printed: bool) -> Result<Outco
     blocking::simulate();
     note_panics();
     Cluster::new(seed, sabotage, is_printed)?.run()
-}
-
-/// A dataset of a few tiny images.
-#[derive(Clone)]
-struct SmallDataset {
-    train_images: Images,
-    train_labels: Labels,
-    test_images: Images,
-    test_labels: Labels,
-}
-
-impl SmallDataset {
-    fn new() -> Self {
-        let images = |count: usize, ink: u8| Images {
-            count,
-            rows: IMAGE_PIXELS,
-            columns: IMAGE_PIXELS,
-            pixels: vec![ink; count * IMAGE_PIXELS * IMAGE_PIXELS],
-        };
-        let labels = |count: usize| Labels((0..CLASSES as u8).cycle().take(count).collect());
-        Self {
-            train_images: images(TRAIN_IMAGES, 1),
-            train_labels: labels(TRAIN_IMAGES),
-            test_images: images(TEST_IMAGES, 2),
-            test_labels: labels(TEST_IMAGES),
-        }
-    }
-
-    async fn store(self, artifacts: &ArtifactStore) -> Result<Dataset, ServerError> {
-        let reference = DatasetRef {
-            train_images: artifacts.put(self.train_images.to_idx()).await?,
-            train_labels: artifacts.put(self.train_labels.to_idx()).await?,
-            test_images: artifacts.put(self.test_images.to_idx()).await?,
-        };
-        let test_labels = artifacts.put_private(self.test_labels.to_idx()).await?;
-        Ok(Dataset {
-            reference,
-            test_labels,
-            train_images: TRAIN_IMAGES,
-            test_images: TEST_IMAGES,
-            input: self.test_images.shape(),
-            classes: CLASSES,
-        })
-    }
 }
 
 impl Cluster {
@@ -252,7 +201,6 @@ impl Cluster {
             disk,
             objects: Arc::new(InMemory::new()),
             folder,
-            dataset: SmallDataset::new(),
             wall_shift_ms: Arc::default(),
             trainers: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -556,10 +504,9 @@ impl Cluster {
         let (chance, faults, witness) = (self.chance.clone(), self.faults.clone(), self.witness.clone());
         let environment = self.environment();
         let (objects, staging) = (Arc::clone(&self.objects), self.staging());
-        let dataset = self.dataset.clone();
         let start = async move {
             let artifacts = ArtifactStore::over(objects, staging, Room::boundless())?;
-            let dataset = dataset.store(&artifacts).await?;
+            let dataset = dataset::store(&artifacts).await?;
             let parts = Parts {
                 store: disk.open(),
                 artifacts,

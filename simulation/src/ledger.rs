@@ -11,7 +11,7 @@ use plurality_common::{
 };
 use plurality_coordinator::core::{Event, RunOutcome, RunRequest};
 
-use crate::synthetic::{Subject, steps_of};
+use crate::{subject::Subject, synthetic::steps_of};
 
 /// Attempts that may be charged to a member and still be tried again.
 const RETRIES_MAX: usize = 4;

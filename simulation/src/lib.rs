@@ -2,7 +2,7 @@
 //! that a seed can draw.
 //!
 //! What is replaced is what the world gives: the network ([`network`]), the disk below the event log ([`disk`]), clocks
-//! ([`clock`], [`machine`]), randomness ([`chance`]), trainings ([`synthetic`]) and the verification of what they leave
+//! ([`clock`], [`machine`]), randomness ([`chance`]), trainings ([`synthetic`], [`subject`]) and the verification of what they leave
 //! ([`check`]). [`plan`] draws what happens, [`cluster`] lets it happen, and [`witness`] and [`ledger`] hold what is seen to
 //! what was promised. The same seed takes the same course, line by line ([`trace`]).
 
@@ -10,6 +10,7 @@ pub mod chance;
 pub mod check;
 pub mod clock;
 pub mod cluster;
+pub mod dataset;
 pub mod disk;
 pub mod ledger;
 pub mod machine;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod people;
 pub mod plan;
 pub mod service;
+pub mod subject;
 pub mod synthetic;
 pub mod trace;
 pub mod witness;

@@ -37,13 +37,18 @@ pub fn worker_name(worker: usize) -> String {
     format!("worker-{worker}")
 }
 
-/// Returns the recipe of a run.
+/// Returns the recipe of a run whose members take so many steps.
 ///
 /// # Errors
 ///
 /// When there is no recipe with so many passes.
-pub fn recipe(run: RunPlan) -> Result<Recipe, RecipeError> {
-    let text = format!(
+pub fn recipe(steps: u32) -> Result<Recipe, RecipeError> {
+    recipe_from_toml("synthetic.toml", &recipe_toml(steps))
+}
+
+/// Returns the same recipe as people write it.
+pub fn recipe_toml(steps: u32) -> String {
+    format!(
         r#"format = "plurality-recipe/1"
 name = "synthetic"
 summary = "Trains nothing, in {steps} steps."
@@ -71,10 +76,8 @@ warmup = 0.2
 [training]
 epochs = {steps}
 batch = 4
-"#,
-        steps = run.steps,
-    );
-    recipe_from_toml("synthetic.toml", &text)
+"#
+    )
 }
 
 impl People {
@@ -99,7 +102,7 @@ impl People {
     }
 
     async fn submit(&self, run: RunPlan) -> String {
-        let recipe = match recipe(run) {
+        let recipe = match recipe(run.steps) {
             Ok(recipe) => recipe,
             Err(error) => {
                 self.witness.object(&format!("the recipe of the simulation is wrong: {error}"));

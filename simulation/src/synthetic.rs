@@ -1,5 +1,4 @@
-//! Trainings that train nothing: they take time, take snapshots, and leave files whose bytes follow from recipe, seed, member
-//! and class alone.
+//! Trainings that train nothing: they take time, take snapshots, and leave files.
 //!
 //! A synthetic training goes on from a snapshot as a real one does, and its result shows whether it did: every step's state
 //! is the digest of the one before.
@@ -16,21 +15,15 @@ use std::{
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind},
-    blob::BlobRef,
     digest::Digest,
-    predictions::Predictions,
     recipe::Recipe,
     trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerEvent, TrainerSpec},
 };
 use plurality_worker::trainer::{StartTraining, TrainerError, Training};
 use tokio::time::{Instant, sleep_until};
 
-/// Test images that are predicted.
-pub const TEST_IMAGES: usize = 12;
-/// Classes that are told apart.
-pub const CLASSES: usize = 10;
-/// First line of a snapshot.
-const SNAPSHOT_TITLE: &str = "synthetic snapshot";
+use crate::subject::{Subject, checkpoint, next, predictions};
+
 /// Training loss reported at each step; the figure is of no interest to anybody.
 const LOSS: f64 = 0.5;
 
@@ -83,6 +76,18 @@ pub enum Mishap {
 /// Draws the habit of each training.
 pub type Habits = Arc<dyn Fn() -> Habit + Send + Sync>;
 
+/// The files that a training leaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Files {
+    /// The checkpoint.
+    pub checkpoint: Vec<u8>,
+    /// The predictions of the test images.
+    pub predictions: Vec<u8>,
+}
+
+/// Makes the files of a training, from what was asked for and the state that it came to.
+pub type Results = Arc<dyn Fn(&TrainerSpec, Digest) -> io::Result<Files> + Send + Sync>;
+
 /// Starts synthetic trainings.
 #[derive(Clone)]
 pub struct Synthetic {
@@ -90,6 +95,7 @@ pub struct Synthetic {
     /// Bytes of a checkpoint and of a snapshot, at least.
     file_bytes: usize,
     habits: Habits,
+    results: Results,
     under_way: Arc<AtomicUsize>,
     /// Whether a training is about to bring the machine down.
     is_going_down: Arc<AtomicBool>,
@@ -102,9 +108,21 @@ impl fmt::Debug for Synthetic {
 }
 
 impl Synthetic {
-    /// Trains as a machine of `class` would, with files of at least `file_bytes`.
+    /// Trains as a machine of `class` would, with files of at least `file_bytes` that only
+    /// [`crate::check::SyntheticCheck`] takes for a network.
     pub fn new(class: DeterminismClass, file_bytes: usize, habits: Habits) -> Self {
-        Self { class, file_bytes, habits, under_way: Arc::default(), is_going_down: Arc::default() }
+        let results = move |_: &TrainerSpec, state| {
+            let predictions = predictions(state).to_safetensors();
+            Ok(Files { checkpoint: checkpoint(state, file_bytes), predictions })
+        };
+        let (under_way, is_going_down) = Default::default();
+        Self { class, file_bytes, habits, results: Arc::new(results), under_way, is_going_down }
+    }
+
+    /// Has trainings leave what `results` makes instead.
+    #[must_use]
+    pub fn leaving(self, results: Results) -> Self {
+        Self { results, ..self }
     }
 
     /// Returns how many trainings are under way.
@@ -130,87 +148,6 @@ pub fn class(number: u32) -> DeterminismClass {
     }
 }
 
-/// What is trained, by whom.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Subject {
-    recipe: Digest,
-    seed: u64,
-    member: u32,
-    class: DeterminismClass,
-}
-
-impl Subject {
-    /// Names one member on one class.
-    pub fn new(recipe: Digest, seed: u64, member: u32, class: DeterminismClass) -> Self {
-        Self { recipe, seed, member, class }
-    }
-
-    /// Returns the checkpoint of an undisturbed training of `steps` steps.
-    pub fn checkpoint(&self, steps: u64, file_bytes: usize) -> BlobRef {
-        let mut state = self.begin();
-        (0..steps).for_each(|_| state = next(state));
-        BlobRef::of(&checkpoint(state, file_bytes))
-    }
-
-    fn begin(&self) -> Digest {
-        Digest::of(self.title().as_bytes())
-    }
-
-    fn title(&self) -> String {
-        let Self { recipe, seed, member, class } = self;
-        format!("recipe {recipe}, seed {seed}, member {member}, class {class:?}")
-    }
-
-    fn snapshot(&self, step: u64, state: Digest, file_bytes: usize) -> Vec<u8> {
-        padded(format!("{SNAPSHOT_TITLE}\n{}\n{step}\n{state}\n", self.title()).into_bytes(), file_bytes)
-    }
-
-    /// Reads a snapshot of this subject back.
-    fn resume(&self, bytes: &[u8]) -> Result<(u64, Digest), &'static str> {
-        let text = String::from_utf8_lossy(bytes);
-        let mut lines = text.lines();
-        if lines.next() != Some(SNAPSHOT_TITLE) {
-            return Err("it is no snapshot");
-        }
-        if lines.next() != Some(self.title().as_str()) {
-            return Err("it is of another subject");
-        }
-        let step = lines.next().and_then(|line| line.parse().ok()).ok_or("it has no step")?;
-        let state = lines.next().and_then(|line| line.parse().ok()).ok_or("it has no state")?;
-        Ok((step, state))
-    }
-}
-
-/// Returns the state after one more step.
-fn next(state: Digest) -> Digest {
-    Digest::of(state.to_string().as_bytes())
-}
-
-fn checkpoint(state: Digest, file_bytes: usize) -> Vec<u8> {
-    padded(format!("synthetic checkpoint\n{state}\n").into_bytes(), file_bytes)
-}
-
-/// Fills `bytes` up with what follows from them, so that files of different content differ everywhere.
-fn padded(mut bytes: Vec<u8>, file_bytes: usize) -> Vec<u8> {
-    let mut filling = Digest::of(&bytes);
-    while bytes.len() < file_bytes {
-        bytes.extend_from_slice(filling.to_string().as_bytes());
-        filling = next(filling);
-    }
-    bytes
-}
-
-/// Returns the predictions of a network whose training ended in `state`.
-fn predictions(state: Digest) -> Predictions {
-    let digits = state.to_string().into_bytes();
-    let row = |image: usize| {
-        let label = usize::from(digits[image]) % CLASSES;
-        (0..CLASSES).map(move |class| if class == label { 1.0 } else { 0.0 })
-    };
-    let probabilities = (0..TEST_IMAGES).flat_map(row).collect();
-    Predictions::new(TEST_IMAGES, CLASSES, probabilities).expect("each row is sure of one class")
-}
-
 #[tonic::async_trait]
 impl StartTraining for Synthetic {
     async fn start(&self, spec: &TrainerSpec) -> Result<Box<dyn Training>, TrainerError> {
@@ -224,11 +161,12 @@ impl StartTraining for Synthetic {
 
 /// A training under way.
 struct Run {
+    spec: TrainerSpec,
     subject: Subject,
     habit: Habit,
     steps: u64,
     file_bytes: usize,
-    out: PathBuf,
+    results: Results,
     /// Steps between two snapshots.
     snapshot_steps: u64,
     step: u64,
@@ -291,11 +229,12 @@ impl Run {
         let snapshot_steps = interval.as_millis().div_ceil(habit.step.as_millis().max(1));
         let now = Instant::now();
         Self {
+            spec: spec.clone(),
             subject,
             habit,
             steps,
             file_bytes: trainers.file_bytes,
-            out: spec.out.clone(),
+            results: Arc::clone(&trainers.results),
             snapshot_steps: u64::try_from(snapshot_steps).unwrap_or(u64::MAX).max(1),
             step,
             state,
@@ -311,14 +250,15 @@ impl Run {
     fn write_snapshot(&self) -> Result<String, TrainerError> {
         let name = format!("snapshot-{}.safetensors", self.step);
         let bytes = self.subject.snapshot(self.step, self.state, self.file_bytes);
-        fs::write(self.out.join(&name), bytes).map_err(TrainerError::Pipe)?;
+        fs::write(self.spec.out.join(&name), bytes).map_err(TrainerError::Pipe)?;
         Ok(name)
     }
 
     fn write_result(&self) -> Result<(), TrainerError> {
-        let write = |name: &str, bytes: Vec<u8>| fs::write(self.out.join(name), bytes).map_err(TrainerError::Pipe);
-        write(CHECKPOINT_FILE, checkpoint(self.state, self.file_bytes))?;
-        write(PREDICTIONS_FILE, predictions(self.state).to_safetensors())
+        let write = |name: &str, bytes: Vec<u8>| fs::write(self.spec.out.join(name), bytes);
+        let Files { checkpoint, predictions } = (self.results)(&self.spec, self.state).map_err(TrainerError::Pipe)?;
+        write(CHECKPOINT_FILE, checkpoint).map_err(TrainerError::Pipe)?;
+        write(PREDICTIONS_FILE, predictions).map_err(TrainerError::Pipe)
     }
 
     /// Does one step and says so.
@@ -403,45 +343,4 @@ impl Training for Run {
     async fn finish(self: Box<Self>) {}
 
     async fn kill(self: Box<Self>) {}
-}
-
-/// Returns the predictions that belong to a checkpoint, if it is one.
-pub fn predictions_of(checkpoint: &[u8]) -> Option<Predictions> {
-    let text = String::from_utf8_lossy(checkpoint);
-    text.lines().nth(1).and_then(|line| line.parse().ok()).map(predictions)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn subject() -> Subject {
-        Subject::new(Digest::of(b"recipe"), 7, 3, class(1))
-    }
-
-    #[test]
-    fn a_training_that_is_resumed_comes_to_the_same_state() {
-        let subject = subject();
-        let mut state = subject.begin();
-        (0..4).for_each(|_| state = next(state));
-        let (step, mut resumed) = subject.resume(&subject.snapshot(4, state, 1000)).unwrap();
-        assert_eq!(step, 4);
-        (0..6).for_each(|_| resumed = next(resumed));
-        assert_eq!(BlobRef::of(&checkpoint(resumed, 1000)), subject.checkpoint(10, 1000));
-    }
-
-    #[test]
-    fn a_snapshot_of_another_subject_is_refused() {
-        let subject = subject();
-        let snapshot = subject.snapshot(4, subject.begin(), 0);
-        let other = Subject { member: 4, ..subject };
-        assert_eq!(other.resume(&snapshot), Err("it is of another subject"));
-    }
-
-    #[test]
-    fn a_checkpoint_tells_its_predictions() {
-        let state = subject().begin();
-        assert_eq!(predictions_of(&checkpoint(state, 1000)), Some(predictions(state)));
-        assert_eq!(predictions_of(b"anything"), None);
-    }
 }
