@@ -14,6 +14,9 @@ ARGS ?=
 SEEDS ?= 1000
 FROM ?= 0
 
+# How long to soak.
+MINUTES ?= 20
+
 # LibTorch: your own if LIBTORCH names it, else the one that `make setup` fetches. Absolute, because cargo runs build
 # scripts elsewhere.
 ifeq ($(strip $(LIBTORCH)),)
@@ -29,10 +32,10 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 CARGO_FLAGS := --release --workspace --features plurality-worker/torch
 BUF := .tools/buf-1.75.0
 
-.PHONY: help setup build run try test sim lint bench dist images clean
+.PHONY: help setup build run try test sim lint bench bench-control soak dist images clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## check the tools and fetch LibTorch into .libtorch/ (once; honours an existing LIBTORCH)
 	@command -v cargo >/dev/null || { echo "setup: cargo is missing: install Rust with rustup, see README.md" >&2; exit 1; }
@@ -75,6 +78,12 @@ $(BUF):
 
 bench: build ## measure speed, scaling, start-up and memory (ARGS=throughput|trainer|scaling|ensemble|verify: one of them)
 	@benches/run $(ARGS)
+
+bench-control: build ## measure a coordinator that has thousands of workers (docs/results/control.md)
+	@benches/control.py $(ARGS)
+
+soak: build ## random kills among 200 synthetic workers (MINUTES=20): does anything leak? (docs/results/soak.md)
+	@benches/soak.py --minutes $(MINUTES) $(ARGS)
 
 dist: build ## collect what the images are made of into dist/
 	@scripts/collect-dist
