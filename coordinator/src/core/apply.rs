@@ -222,6 +222,7 @@ impl State {
         let is_open = status.is_open();
         let is_verifying = status == AttemptStatus::Verifying;
         let attempt = self.attempt_mut(id);
+        let was_verifying = attempt.status == AttemptStatus::Verifying;
         attempt.status = status;
         attempt.ended_at = if is_open { None } else { Some(at) };
         let (run, member, worker) = (attempt.run.clone(), attempt.member, attempt.worker.clone());
@@ -231,7 +232,9 @@ impl State {
         } else {
             open_attempts.remove(id);
         }
-        self.verifying.retain(|waiting| waiting != id);
+        if was_verifying {
+            self.verifying.retain(|waiting| waiting != id);
+        }
         if is_verifying {
             self.verifying.push(id.clone());
         }

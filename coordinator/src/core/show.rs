@@ -1,10 +1,10 @@
 //! Makes views.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use plurality_common::{
     attempt::DeterminismClass,
-    id::{MemberIndex, RunId, WorkerId},
+    id::{AttemptId, MemberIndex, RunId, WorkerId},
 };
 
 use super::{
@@ -44,27 +44,30 @@ impl World {
         workers.into_iter().map(|worker| self.show_worker(worker, now)).collect()
     }
 
-    /// Lists the results to judge next, first come first: one of each member, because the first valid one wins.
-    pub fn pending_verifications(&self) -> Vec<PendingVerification> {
-        let mut pending: Vec<PendingVerification> = Vec::new();
-        for attempt in self.state.verifying.iter().map(|id| self.state.attempt(id)) {
+    /// Lists the results to judge, first come first: one of each member, because the first valid one wins.
+    pub fn pending_verifications(&self) -> impl Iterator<Item = PendingVerification> {
+        let mut members = BTreeSet::new();
+        let attempts = self.state.verifying.iter().map(|id| self.state.attempt(id));
+        attempts.filter_map(move |attempt| {
+            let result = attempt.result.clone()?;
             let run = self.state.run(&attempt.run);
-            let member = run.request.number_of(attempt.member);
-            let is_first = pending.iter().all(|other| (&other.run, other.member) != (&run.id, member));
-            if let (true, Some(result)) = (is_first, &attempt.result) {
-                pending.push(PendingVerification {
-                    attempt: attempt.id.clone(),
-                    run: run.id.clone(),
-                    member,
-                    run_seed: run.seed,
-                    recipe: run.request.recipe.clone(),
-                    dataset: run.request.dataset,
-                    test_labels: run.request.test_labels,
-                    result: result.clone(),
-                });
-            }
-        }
-        pending
+            members.insert((&attempt.run, attempt.member)).then(|| PendingVerification {
+                attempt: attempt.id.clone(),
+                run: run.id.clone(),
+                member: run.request.number_of(attempt.member),
+                run_seed: run.seed,
+                recipe: run.request.recipe.clone(),
+                dataset: run.request.dataset,
+                test_labels: run.request.test_labels,
+                result,
+            })
+        })
+    }
+
+    /// Returns the first result to judge that is not `postponed`; makes no list, because after each verdict it is asked for
+    /// again, and thousands may wait.
+    pub fn next_verification(&self, postponed: &BTreeSet<AttemptId>) -> Option<PendingVerification> {
+        self.pending_verifications().find(|pending| !postponed.contains(&pending.attempt))
     }
 
     fn show_run(&self, run: &Run, now: Moment) -> RunView {

@@ -1,6 +1,6 @@
 //! How the rest of the coordinator talks to the driver.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Handle as AttemptHandle, SnapshotRef},
@@ -280,14 +280,17 @@ impl Handle {
         self.ask(World::worker_views).await
     }
 
-    /// Lists results to judge, first come first, one of each member. Also right after a restart; ask again after each
-    /// of [`Handle::changes`].
+    /// Returns the result to judge next, first come first, one of each member, that is not `postponed`. Also right after a
+    /// restart; ask again after each of [`Handle::changes`].
     ///
     /// # Errors
     ///
     /// [`DriverError::Stopped`] if nobody will answer.
-    pub async fn pending_verifications(&self) -> Result<Vec<PendingVerification>, DriverError> {
-        self.ask(|world, _| world.pending_verifications()).await
+    pub async fn next_verification(
+        &self,
+        postponed: BTreeSet<AttemptId>,
+    ) -> Result<Option<PendingVerification>, DriverError> {
+        self.ask(move |world, _| world.next_verification(&postponed)).await
     }
 
     /// Lists blobs of at most `limit` snapshots given up since `from`, less those that are still needed. Begin with 0, also

@@ -1,6 +1,6 @@
 //! The driver on paused time with a store in memory.
 
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, Handle as AttemptHandle, Progress},
@@ -273,15 +273,15 @@ async fn a_result_waits_for_verification_also_after_a_restart() {
     task.await.unwrap().unwrap();
 
     let (handle, _task) = start(&store).await;
-    let pending = handle.pending_verifications().await.unwrap();
-    assert_eq!(pending.len(), 1);
-    let PendingVerification { attempt: waiting, member, run_seed, .. } = &pending[0];
-    assert_eq!((waiting, *member, *run_seed), (&attempt.attempt_id, MemberIndex(0), 9));
+    let pending = handle.next_verification(BTreeSet::new()).await.unwrap();
+    let PendingVerification { attempt: waiting, member, run_seed, .. } = pending.unwrap();
+    assert_eq!((&waiting, member, run_seed), (&attempt.attempt_id, MemberIndex(0), 9));
+    assert_eq!(handle.next_verification(BTreeSet::from([waiting])).await.unwrap(), None);
 
     let predictions = BlobRef::of(b"verified");
     let verification = Verification { test_correct: 9, test_total: 10, disagreements: 0, predictions };
     handle.verified(attempt.attempt_id.clone(), VerificationOutcome::Accepted(verification.clone())).await.unwrap();
-    assert_eq!(handle.pending_verifications().await.unwrap(), []);
+    assert_eq!(handle.next_verification(BTreeSet::new()).await.unwrap(), None);
     let view = handle.run_view(&run).await.unwrap();
     assert_eq!(view.outcome, Some(RunOutcome::Completed {}));
     assert_eq!(view.members[0].commit().unwrap().verification, &verification);
@@ -373,7 +373,7 @@ async fn life_by(wall: impl FnMut() -> WallTime + Send + 'static) -> (Vec<(Durat
         note(began.elapsed());
     }
     assert_eq!(handle.commit(first, result()).await.unwrap(), CommitVerdict::Accepted);
-    let attempt = handle.pending_verifications().await.unwrap()[0].attempt.clone();
+    let attempt = handle.next_verification(BTreeSet::new()).await.unwrap().unwrap().attempt;
     let verification =
         Verification { test_correct: 1, test_total: 1, disagreements: 0, predictions: BlobRef::of(b"verified") };
     handle.verified(attempt, VerificationOutcome::Accepted(verification)).await.unwrap();

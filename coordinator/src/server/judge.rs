@@ -1,6 +1,11 @@
 //! The task that has results verified: asks the driver for the next one, has it checked, reports the verdict.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use plurality_common::{id::AttemptId, recipe::parse::recipe_from_json};
@@ -107,8 +112,7 @@ impl<C: Check> Judge<C> {
         let mut postponed = Postponed::default();
         loop {
             changes.mark_unchanged();
-            let pending = self.driver.pending_verifications().await?;
-            let Some(pending) = postponed.next_due(pending, Instant::now()) else {
+            let Some(pending) = self.driver.next_verification(postponed.at(Instant::now())).await? else {
                 tokio::select! {
                     biased;
                     changed = changes.changed() => changed.map_err(|_| DriverError::Stopped)?,
@@ -173,10 +177,10 @@ impl<C: Check> Judge<C> {
 }
 
 impl Postponed {
-    /// Returns the first of `pending` that need not wait, and forgets those that wait no more.
-    fn next_due(&mut self, pending: Vec<PendingVerification>, now: Instant) -> Option<PendingVerification> {
-        self.0.retain(|attempt, _| pending.iter().any(|pending| pending.attempt == *attempt));
-        pending.into_iter().find(|pending| self.0.get(&pending.attempt).is_none_or(|&due| due <= now))
+    /// Returns those that wait at `now`, and forgets the others.
+    fn at(&mut self, now: Instant) -> BTreeSet<AttemptId> {
+        self.0.retain(|_, due| *due > now);
+        self.0.keys().cloned().collect()
     }
 
     /// Waits until one is due; for ever if there is none.

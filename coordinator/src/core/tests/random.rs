@@ -2,7 +2,7 @@
 //!
 //! After each step the invariants hold (the stage sees to that). Once faults stop, every run ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Handle, Phase, Progress, SnapshotRef},
@@ -331,7 +331,7 @@ impl Play {
     }
 
     fn verify(&mut self, is_accepted: bool) {
-        let Some(pending) = self.stage.world.pending_verifications().into_iter().next() else { return };
+        let Some(pending) = self.stage.world.next_verification(&BTreeSet::new()) else { return };
         let outcome = if is_accepted {
             VerificationOutcome::Accepted(verification())
         } else {
@@ -367,7 +367,7 @@ impl Play {
                     self.commit(worker, 0, false, CHECKPOINTS[0]);
                 }
             }
-            while !self.stage.world.pending_verifications().is_empty() {
+            while self.stage.world.next_verification(&BTreeSet::new()).is_some() {
                 self.verify(true);
             }
             self.stage.pass(5);

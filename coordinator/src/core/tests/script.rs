@@ -169,7 +169,7 @@ impl Player {
             }
             "verifications" => {
                 let pending = self.stage.world.pending_verifications();
-                pending.iter().map(|one| self.rename(&format!("{} member {}", one.attempt, one.member))).collect()
+                pending.map(|one| self.rename(&format!("{} member {}", one.attempt, one.member))).collect()
             }
             _ => {
                 let command = self.parse(verb, arguments);
