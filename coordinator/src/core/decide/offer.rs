@@ -15,18 +15,21 @@ use super::{
     },
     Context, Draft, Event, fresh_attempt_id, fresh_token,
     spare::{Straggler, straggler},
+    sync::Occasion,
 };
 
 /// Gives a worker as many members as it has free slots: the run in focus first, then the oldest, lowest member first. If no member
 /// waits, one that another worker trains too slowly.
 ///
-/// Whoever starts one run and watches it would else see it wait for a run that was interrupted long ago.
+/// Whoever starts one run and watches it would else see it wait for a run that was interrupted long ago. Who trains too slowly is
+/// told by heartbeats and not by what wakes those who wait, so a worker that waits is not asked for that again.
 pub(super) fn offer(
     draft: &mut Draft<'_>,
     pulse: &Pulse,
     context: &mut Context<'_>,
     worker: &Worker,
     free_slots: usize,
+    occasion: Occasion,
 ) -> Vec<Instruction> {
     let state = draft.state;
     let mut instructions = Vec::new();
@@ -46,6 +49,7 @@ pub(super) fn offer(
     }
     if instructions.is_empty()
         && free_slots > 0
+        && occasion == Occasion::Heartbeat
         && let Some(Straggler { run, member }) = straggler(draft, worker)
     {
         instructions.push(give(draft, context, run, member, worker, true));

@@ -1,9 +1,9 @@
 //! Whether an idle worker begins a spare of a member that another one trains too slowly.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use plurality_common::{
-    attempt::DeterminismClass,
+    attempt::{DeterminismClass, Progress},
     digest::Digest,
     id::{MemberIndex, WorkerId},
 };
@@ -24,6 +24,10 @@ const FACTOR: f64 = 1.5;
 const FLOOR: Duration = Duration::from_secs(60);
 /// Least time of training from which a rate is measured: the first steps of a training are slow.
 const MEASURED_MIN: Duration = Duration::from_secs(20);
+/// Newest runs, and attempts of one recipe in them, among which a rate is looked for: a thousand workers may look, and older rates
+/// say less.
+const MEASURED_RUNS_MAX: usize = 256;
+const MEASURED_ATTEMPTS_MAX: usize = 2048;
 
 /// A member that is worth a spare.
 pub(super) struct Straggler<'a> {
@@ -34,79 +38,82 @@ pub(super) struct Straggler<'a> {
 /// Returns the member, if there is one, that `worker` would end so much sooner than whoever trains it that a spare is worth its
 /// while: the one that has to go on longest.
 pub(super) fn straggler<'a>(draft: &Draft<'a>, worker: &Worker) -> Option<Straggler<'a>> {
-    let state = draft.state;
+    let (state, pulse) = (draft.state, draft.pulse);
     let class = worker.profile.class.as_ref().filter(|_| worker.quarantine.is_none())?;
     let is_waiting = state.queue.iter().any(|(order, _)| !state.run(&state.run_order[*order as usize]).is_paused);
     if is_waiting {
         return None;
     }
-    let going_on = state.runs.values().filter(|run| run.end.is_none() && !run.is_paused);
-    let candidates = going_on.flat_map(|run| run.members.iter().map(move |member| (run, member)));
-    let slow = candidates.filter_map(|(run, member)| {
-        let attempt = only_attempt(draft, member).filter(|attempt| attempt.worker != worker.id)?;
+    let mut rates = BTreeMap::new();
+    let slow = pulse.attempts.iter().filter_map(|(id, known)| {
+        let (attempt, progress) = (state.attempt(id), known.progress.as_ref()?);
+        // First what costs least to tell: every idle worker asks this of all that is in training.
+        let left_seconds = left_seconds(attempt, progress).filter(|left| *left > FLOOR.as_secs_f64())?;
+        let (run, member) = (state.run(&attempt.run), state.member_of(attempt));
+        if run.is_paused || attempt.worker == worker.id || !is_only_attempt(draft, member, attempt) {
+            return None;
+        }
         let tried = state.attempts_of(member).any(|one| one.worker == worker.id && disfavours_worker(&one.status));
-        let left_seconds = left_seconds(draft.pulse, attempt)?;
-        let spare_seconds = spare_seconds(state, draft.pulse, run, member, attempt, worker, class)?;
+        let recipe = run.request.recipe.sha256;
+        let rates = rates.entry(recipe).or_insert_with(|| Rates::measure(state, pulse, recipe, worker, class));
+        let from = state.resumable_by(member, &worker.id).first().map_or(0, |snapshot| snapshot.step);
+        let spare_seconds = progress.steps_total.saturating_sub(from) as f64 / rates.expected(&attempt.worker)?;
         let is_worth_it = left_seconds > FACTOR * spare_seconds && left_seconds - spare_seconds > FLOOR.as_secs_f64();
         (is_worth_it && !tried).then_some((left_seconds, Straggler { run, member: attempt.member }))
     });
     slow.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, straggler)| straggler)
 }
 
-/// Returns the attempt that a member has, if it is in training, has no other beside it, and another one is allowed.
-fn only_attempt<'a>(draft: &Draft<'a>, member: &'a Member) -> Option<&'a Attempt> {
-    let state = draft.state;
-    let tally = Tally::of(state.attempts_of(member).map(|attempt| draft.status(attempt)));
-    if !member.status.is_open() || !tally.allows_attempt() {
-        return None;
-    }
-    let mut open = state.attempts_of(member).filter(|attempt| draft.status(attempt).is_open());
-    let only = open.next().filter(|attempt| *draft.status(attempt) == AttemptStatus::Running)?;
-    open.next().is_none().then_some(only)
+/// Says whether `attempt` of `member` is in training, has no other beside it, and another one is allowed.
+fn is_only_attempt(draft: &Draft<'_>, member: &Member, attempt: &Attempt) -> bool {
+    let attempts = || draft.state.attempts_of(member);
+    let tally = Tally::of(attempts().map(|attempt| draft.status(attempt)));
+    let is_beside = |other: &Attempt| other.id != attempt.id && draft.status(other).is_open();
+    let is_in_training = member.status.is_open() && *draft.status(attempt) == AttemptStatus::Running;
+    is_in_training && tally.allows_attempt() && !attempts().any(is_beside)
 }
 
 /// Returns how long an attempt has to go on at its own rate.
-fn left_seconds(pulse: &Pulse, attempt: &Attempt) -> Option<f64> {
-    let progress = pulse.attempts.get(&attempt.id)?.progress.as_ref()?;
+fn left_seconds(attempt: &Attempt, progress: &Progress) -> Option<f64> {
     let left = progress.steps_total.checked_sub(progress.step).filter(|left| *left > 0)?;
     Some(left as f64 / rate(progress.step, attempt.resumed_step, progress.train_seconds)?)
 }
 
-/// Returns how long a new attempt on `worker` would take, from the newest snapshot that it may go on from.
-fn spare_seconds(
-    state: &State,
-    pulse: &Pulse,
-    run: &Run,
-    member: &Member,
-    straggler: &Attempt,
-    worker: &Worker,
-    class: &DeterminismClass,
-) -> Option<f64> {
-    let steps_total = pulse.attempts.get(&straggler.id)?.progress.as_ref()?.steps_total;
-    let from = state.resumable_by(member, &worker.id).first().map_or(0, |snapshot| snapshot.step);
-    Some(
-        steps_total.saturating_sub(from) as f64
-            / expected_rate(state, pulse, run.request.recipe.sha256, worker, class, &straggler.worker)?,
-    )
+/// The steps a second that were measured at one recipe and one class.
+#[derive(Default)]
+struct Rates {
+    /// The newest of the worker that asks.
+    own: Option<f64>,
+    /// The newest of other workers, of two at most: one of them is not the slow one.
+    others: Vec<(WorkerId, f64)>,
 }
 
-/// Returns the steps a second that `worker` takes at a recipe: as one of its own attempts showed, else as one of its class did on
-/// another worker than the slow one.
-fn expected_rate(
-    state: &State,
-    pulse: &Pulse,
-    recipe: Digest,
-    worker: &Worker,
-    class: &DeterminismClass,
-    slow: &WorkerId,
-) -> Option<f64> {
-    let runs =
-        || state.run_order.iter().rev().map(|id| state.run(id)).filter(|run| run.request.recipe.sha256 == recipe);
-    let attempts = || runs().flat_map(|run| &run.members).flat_map(|member| state.attempts_of(member));
-    let of_class = || attempts().filter(|attempt| attempt.class.as_ref() == Some(class));
-    let mut own = of_class().filter(|attempt| attempt.worker == worker.id);
-    let mut others = of_class().filter(|attempt| attempt.worker != *slow);
-    own.find_map(|attempt| measured_rate(pulse, attempt)).or_else(|| others.find_map(|one| measured_rate(pulse, one)))
+impl Rates {
+    /// Looks for the rates at `recipe` that tell something of `worker`.
+    fn measure(state: &State, pulse: &Pulse, recipe: Digest, worker: &Worker, class: &DeterminismClass) -> Self {
+        let runs = state.run_order.iter().rev().take(MEASURED_RUNS_MAX).map(|id| state.run(id));
+        let members = runs.filter(|run| run.request.recipe.sha256 == recipe).flat_map(|run| &run.members);
+        let attempts = members.flat_map(|member| state.attempts_of(member)).take(MEASURED_ATTEMPTS_MAX);
+        let mut rates = Self::default();
+        for attempt in attempts.filter(|attempt| attempt.class.as_ref() == Some(class)) {
+            let Some(rate) = measured_rate(pulse, attempt) else { continue };
+            if attempt.worker == worker.id {
+                rates.own = Some(rate);
+                break;
+            }
+            if rates.others.len() < 2 && rates.others.iter().all(|(known, _)| *known != attempt.worker) {
+                rates.others.push((attempt.worker.clone(), rate));
+            }
+        }
+        rates
+    }
+
+    /// Returns what to expect of the worker that asks: what one of its own attempts showed, else one on another worker than the
+    /// slow one.
+    fn expected(&self, slow: &WorkerId) -> Option<f64> {
+        let other = || self.others.iter().find(|(worker, _)| worker != slow).map(|(_, rate)| *rate);
+        self.own.or_else(other)
+    }
 }
 
 /// Returns the steps a second that an attempt takes or took.

@@ -87,7 +87,7 @@ pub(super) fn sync(
         let repeated = unreported.iter().take(free_slots);
         instructions.extend(repeated.map(|one| start(state, &one.run, one.member, one.handle(), &worker.id)));
         free_slots = free_slots.saturating_sub(unreported.len()).min(unused_slots(&draft, worker));
-        instructions.extend(offer(&mut draft, pulse, context, worker, free_slots));
+        instructions.extend(offer(&mut draft, pulse, context, worker, free_slots, occasion));
     }
     // One that leaves once it has finished may be asked to hurry.
     if worker.is_draining && (!report.is_leaving || worker.leaves_now && !report.attempts.is_empty()) {
