@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{debug, error, info};
 
 use crate::{
-    core::{Broken, Command, Context, Event, Moment, Refusal, Reply, Timing, WallTime, World},
+    core::{Broken, Command, Concern, Context, Event, Moment, Refusal, Reply, Timing, WallTime, World},
     store::{EventStore, StoreError},
 };
 
@@ -112,7 +112,8 @@ pub struct Driver<S> {
     next_tick: Instant,
     mailbox: mpsc::Receiver<Message>,
     changes: Announcer,
-    wakes: Announcer,
+    stops: Announcer,
+    offers: Announcer,
 }
 
 impl<S: EventStore> Driver<S> {
@@ -133,7 +134,8 @@ impl<S: EventStore> Driver<S> {
         info!(events = events.len(), "replayed the event log");
         let (mailbox, inbox) = mpsc::channel(MAILBOX_MESSAGES);
         let (changes_sender, changes) = changes::channel();
-        let (wakes_sender, wakes) = changes::channel();
+        let (stops_sender, stops) = changes::channel();
+        let (offers_sender, offers) = changes::channel();
         let timing = environment.timing;
         let driver = Self {
             world,
@@ -143,9 +145,10 @@ impl<S: EventStore> Driver<S> {
             next_tick: began + tick_every(&timing),
             mailbox: inbox,
             changes: changes_sender,
-            wakes: wakes_sender,
+            stops: stops_sender,
+            offers: offers_sender,
         };
-        Ok((Handle { mailbox, changes, wakes, timing }, tokio::spawn(driver.run())))
+        Ok((Handle { mailbox, changes, stops, offers, timing }, tokio::spawn(driver.run())))
     }
 
     async fn run(mut self) -> Result<(), StoreError> {
@@ -224,8 +227,12 @@ impl<S: EventStore> Driver<S> {
         if !events.is_empty() {
             self.changes.announce();
         }
-        if events.iter().any(Event::wakes_workers) {
-            self.wakes.announce();
+        let Concern { holders, free } = self.world.state.concern(events);
+        if holders {
+            self.stops.announce();
+        }
+        if free {
+            self.offers.announce();
         }
     }
 

@@ -429,38 +429,3 @@ pub enum Event {
         at: WallTime,
     },
 }
-
-impl Event {
-    /// Says whether a waiting worker may have something to do now: a member became free, or an attempt is to stop.
-    pub fn wakes_workers(&self) -> bool {
-        match self {
-            Self::RunSubmitted { .. }
-            | Self::RunPaused { .. }
-            | Self::RunResumed { .. }
-            | Self::WorkerDraining { .. }
-            | Self::WorkerReleased { .. }
-            | Self::WorkerClosed { .. }
-            | Self::AttemptSuspected { .. }
-            | Self::AttemptLost { .. }
-            | Self::AttemptFailed { .. }
-            | Self::AttemptDrained { .. }
-            | Self::AttemptSuperseded { .. }
-            | Self::ResultRejected { .. }
-            | Self::MemberCommitted { .. }
-            | Self::MemberFailed { .. }
-            | Self::RunFinished { .. } => true,
-            Self::WorkerRegistered { .. }
-            | Self::WorkerQuarantined { .. }
-            | Self::AttemptOffered { .. }
-            | Self::AttemptStarted { .. }
-            | Self::AttemptClassified { .. }
-            | Self::AttemptResumed { .. }
-            | Self::AttemptSnapshotted { .. }
-            | Self::SnapshotRefused { .. }
-            | Self::AttemptTrained { .. }
-            | Self::AttemptUploading { .. }
-            | Self::AttemptReturned { .. }
-            | Self::ResultReceived { .. } => false,
-        }
-    }
-}

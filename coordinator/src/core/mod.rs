@@ -12,6 +12,7 @@
 mod apply;
 mod budget;
 pub mod command;
+mod concern;
 mod decide;
 pub mod event;
 mod invariants;
@@ -32,6 +33,7 @@ pub use command::{
     AttemptReport, Command, CommitVerdict, Instruction, Refusal, RefusedSnapshot, Registered, Registration, Reply,
     SnapshotVerdict, Start, Stop, StopReason, Submitted, SyncReport, VerificationOutcome,
 };
+pub use concern::Concern;
 pub use decide::{Decision, decide};
 pub use event::{
     EVENTS_FORMAT, Event, MemberResult, OLDER_EVENTS_FORMATS, RecipeText, RunOutcome, RunRequest, Verification,

@@ -37,7 +37,10 @@ pub enum DriverError {
 pub struct Handle {
     pub(super) mailbox: mpsc::Sender<Message>,
     pub(super) changes: Changes,
-    pub(super) wakes: Changes,
+    /// An attempt may be to stop.
+    pub(super) stops: Changes,
+    /// There may be a member for a free slot.
+    pub(super) offers: Changes,
     pub(super) timing: Timing,
 }
 
@@ -82,8 +85,10 @@ impl Handle {
         };
         let deadline = Instant::now() + wait;
         // Before the first question, so that no wake-up between question and wait is missed.
-        let mut wakes = self.wakes.clone();
-        wakes.mark_unchanged();
+        let (mut stops, mut offers) = (self.stops.clone(), self.offers.clone());
+        stops.mark_unchanged();
+        offers.mark_unchanged();
+        let has_free_slots = report.free_slots > 0;
         let mut command = Command::Sync(report.clone());
         loop {
             let instructions = match self.call(command).await? {
@@ -93,7 +98,14 @@ impl Handle {
             if !instructions.is_empty() {
                 return Ok(instructions);
             }
-            match timeout_at(deadline, wakes.changed()).await {
+            let concerned = async {
+                tokio::select! {
+                    biased;
+                    stop = stops.changed(), if !is_idle || !has_free_slots => stop,
+                    offer = offers.changed(), if has_free_slots => offer,
+                }
+            };
+            match timeout_at(deadline, concerned).await {
                 Err(_elapsed) => return Ok(Vec::new()),
                 Ok(Err(Closed)) => return Err(DriverError::Stopped),
                 Ok(Ok(())) => command = Command::Poll(report.clone()),

@@ -12,7 +12,7 @@ use plurality_common::{
 };
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{Driver, DriverError, Environment, Handle, StartError};
+use super::{Changes, Driver, DriverError, Environment, Handle, StartError};
 use crate::{
     core::{
         AttemptReport, AttemptStatus, CommitVerdict, Event, Instruction, MemberResult, PendingVerification, RecipeText,
@@ -228,15 +228,48 @@ async fn heartbeats_wake_nobody_and_store_nothing() {
     let attempt = only_start(&instructions).handle.clone();
     handle.sync(busy(&worker, &attempt)).await.unwrap();
 
-    let (mut changes, mut wakes) = (handle.changes(), handle.wakes.clone());
-    changes.mark_unchanged();
-    wakes.mark_unchanged();
+    let mut news = [handle.changes(), handle.stops.clone(), handle.offers.clone()];
+    news.iter_mut().for_each(Changes::mark_unchanged);
     let appends = store.appends();
     for _ in 0..50 {
         handle.sync(busy(&worker, &attempt)).await.unwrap();
     }
     assert_eq!(store.appends(), appends);
-    assert!(!changes.has_changed() && !wakes.has_changed());
+    assert!(!news.iter().any(Changes::has_changed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_those_are_woken_whom_it_may_concern() {
+    let store = MemoryStore::default();
+    let (handle, _task) = start(&store).await;
+    let verdict = VerificationOutcome::Accepted(Verification {
+        test_correct: 1,
+        test_total: 1,
+        disagreements: 0,
+        predictions: BlobRef::of(b"verified"),
+    });
+    let (mut stops, mut offers) = (handle.stops.clone(), handle.offers.clone());
+    let mut woken = || {
+        let woken = (stops.has_changed(), offers.has_changed());
+        stops.mark_unchanged();
+        offers.mark_unchanged();
+        woken
+    };
+    let run = handle.submit(request(2), None, false).await.unwrap().run;
+    assert_eq!(woken(), (false, true), "a member waits");
+    let mut attempts = Vec::new();
+    for name in ["one", "other"] {
+        let worker = handle.register(registration(name, vec![])).await.unwrap().worker;
+        let instructions = handle.sync(idle(&worker)).await.unwrap();
+        attempts.push((worker, only_start(&instructions).handle.clone()));
+    }
+    assert_eq!(handle.commit(attempts[0].1.clone(), result()).await, Ok(CommitVerdict::Accepted));
+    handle.verified(attempts[0].1.attempt_id.clone(), verdict).await.unwrap();
+    assert_eq!(woken(), (false, false), "no member waits, and none was trained by two");
+    handle.drain(attempts[0].0.clone(), true).await.unwrap();
+    assert_eq!(woken(), (true, true), "whoever drains waits, with or without an attempt");
+    handle.cancel(run, "enough".into()).await.unwrap();
+    assert_eq!(woken(), (true, false), "an attempt is to stop");
 }
 
 #[tokio::test(start_paused = true)]
