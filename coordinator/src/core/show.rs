@@ -1,6 +1,6 @@
 //! Makes views.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{cell::LazyCell, cmp::Reverse, collections::BTreeSet};
 
 use plurality_common::{
     attempt::DeterminismClass,
@@ -21,15 +21,25 @@ use super::{
     world::World,
 };
 
+/// Who could train the members that wait.
+struct Crew<'a> {
+    /// Workers that are here and take new work.
+    available: Vec<&'a Worker>,
+    /// Why a member waits for which none of them is ruled out: said once, because a thousand may wait for a thousand workers.
+    waiting: Option<Waiting>,
+}
+
 impl World {
     /// Shows one run.
     pub fn run_view(&self, run: &RunId, now: Moment) -> Option<RunView> {
-        self.state.runs.get(run).map(|run| self.show_run(run, now))
+        let crew = LazyCell::new(|| self.crew(now));
+        self.state.runs.get(run).map(|run| self.show_run(run, now, &crew))
     }
 
     /// Shows all runs, newest first.
     pub fn run_views(&self, now: Moment) -> Vec<RunView> {
-        self.state.run_order.iter().rev().map(|id| self.show_run(self.state.run(id), now)).collect()
+        let crew = LazyCell::new(|| self.crew(now));
+        self.state.run_order.iter().rev().map(|id| self.show_run(self.state.run(id), now, &crew)).collect()
     }
 
     /// Shows one worker.
@@ -70,12 +80,12 @@ impl World {
         self.pending_verifications().find(|pending| !postponed.contains(&pending.attempt))
     }
 
-    fn show_run(&self, run: &Run, now: Moment) -> RunView {
+    fn show_run<'a>(&'a self, run: &Run, now: Moment, crew: &LazyCell<Crew<'a>, impl FnOnce() -> Crew<'a>>) -> RunView {
         let members = run.members.iter().zip(0..).map(|(member, index)| MemberView {
             number: run.request.number_of(MemberIndex(index)),
             status: member.status,
             attempts: self.show_attempts(member),
-            waiting: self.why_waiting(run, member, now),
+            waiting: self.why_waiting(run, member, now, crew),
         });
         let members: Vec<MemberView> = members.collect();
         let outcome = run.end.as_ref().map(|end| end.outcome.clone());
@@ -160,7 +170,13 @@ impl World {
     }
 
     /// Says why nobody works on a queued member, so that it never just hangs.
-    fn why_waiting(&self, run: &Run, member: &Member, now: Moment) -> Option<Waiting> {
+    fn why_waiting<'a>(
+        &'a self,
+        run: &Run,
+        member: &Member,
+        now: Moment,
+        crew: &LazyCell<Crew<'a>, impl FnOnce() -> Crew<'a>>,
+    ) -> Option<Waiting> {
         if member.status != MemberStatus::Queued {
             return None;
         }
@@ -171,23 +187,38 @@ impl World {
         if !tally.allows_attempt() {
             return Some(Waiting::Silent { attempts: tally.suspect });
         }
-        let is_usable = |worker: &&Worker| is_available(&self.pulse, now, worker);
-        let mut usable = self.state.workers.values().filter(is_usable).peekable();
-        if usable.peek().is_none() {
-            return Some(Waiting::NoWorker);
+        let is_suitable = |worker: &&Worker| !is_excluded(&self.state, member, &worker.id);
+        let rules_out = self.state.attempts_of(member).any(|attempt| excludes_worker(&attempt.status));
+        if !rules_out || crew.available.is_empty() {
+            return crew.waiting.clone();
         }
-        let suitable: Vec<&Worker> = usable.filter(|worker| !is_excluded(&self.state, member, &worker.id)).collect();
+        let suitable: Vec<&Worker> = crew.available.iter().copied().filter(is_suitable).collect();
         if suitable.is_empty() {
             return Some(Waiting::Refused { reasons: self.refusals(member) });
         }
-        if suitable.iter().all(|worker| worker.quarantine.is_some()) {
-            let reasons = suitable.iter().filter_map(|worker| {
+        self.why_workers_wait(&suitable, now)
+    }
+
+    fn crew(&self, now: Moment) -> Crew<'_> {
+        let is_available = |worker: &&Worker| is_available(&self.pulse, now, worker);
+        let available: Vec<&Worker> = self.state.workers.values().filter(is_available).collect();
+        let waiting = self.why_workers_wait(&available, now);
+        Crew { available, waiting }
+    }
+
+    /// Says why none of `workers` begins a member that any of them might.
+    fn why_workers_wait(&self, workers: &[&Worker], now: Moment) -> Option<Waiting> {
+        if workers.is_empty() {
+            return Some(Waiting::NoWorker);
+        }
+        let mut sound = workers.iter().filter(|worker| worker.quarantine.is_none()).peekable();
+        if sound.peek().is_none() {
+            let reasons = workers.iter().filter_map(|worker| {
                 let reason = worker.quarantine.as_ref()?;
                 Some(format!("{} {reason}", worker.profile.name))
             });
             return Some(Waiting::Quarantined { reasons: reasons.collect() });
         }
-        let mut sound = suitable.iter().filter(|worker| worker.quarantine.is_none());
         let has_room = sound.any(|worker| has_room(&self.state, &self.pulse, now, worker));
         (!has_room).then_some(Waiting::Busy)
     }
