@@ -422,10 +422,12 @@ impl ArtifactStore {
         let mut hasher = Hasher::default();
         let mut size_bytes = 0;
         loop {
+            // No larger than what is left: most blobs are small, and memory for a whole part each would not come back soon.
+            let left_bytes = usize::try_from(blob.size_bytes - size_bytes).unwrap_or(PART_BYTES).min(PART_BYTES);
             let staging = Arc::clone(&self.staging);
             let part: Bytes;
             (part, hasher) = blocking(move || {
-                let mut part = BytesMut::zeroed(PART_BYTES);
+                let mut part = BytesMut::zeroed(left_bytes);
                 let length = staging.read(blob, size_bytes, &mut part)?;
                 part.truncate(length);
                 hasher.update(&part);
