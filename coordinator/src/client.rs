@@ -214,8 +214,18 @@ impl Client {
     /// # Errors
     /// When the coordinator cannot be asked.
     pub async fn list(&mut self) -> Result<Vec<Run>, ClientError> {
-        let runs = self.runs.list(v1::ListRequest {}).await?.into_inner().runs;
-        Ok(runs.into_iter().map(Run::try_from).collect::<Result<_, _>>()?)
+        let mut runs: Vec<Run> = Vec::new();
+        loop {
+            let older_than = runs.last().map(|run| run.run_id.clone());
+            let page = self.runs.list(v1::ListRequest { older_than }).await?.into_inner();
+            let is_last = !page.has_older || page.runs.is_empty();
+            for run in page.runs {
+                runs.push(run.try_into()?);
+            }
+            if is_last {
+                return Ok(runs);
+            }
+        }
     }
 
     /// Returns one run.

@@ -156,7 +156,7 @@ impl People {
 
     async fn look(&self) {
         for _ in 0..2 {
-            let listed = in_time(self.client.clone().list(v1::ListRequest {})).await;
+            let listed = in_time(self.client.clone().list(v1::ListRequest::default())).await;
             let shown = in_time(self.client.clone().workers(v1::WorkersRequest {})).await;
             if let (Ok(runs), Ok(workers)) = (listed, shown) {
                 let (runs, workers) = (runs.into_inner().runs.len(), workers.into_inner().workers.len());

@@ -87,7 +87,7 @@ async fn a_full_event_store_ends_the_coordinator_and_a_restart_loses_nothing_ack
 
     disk.empty();
     cluster.restart_coordinator().await;
-    let listed = cluster.runs().await.list(ListRequest {}).await.unwrap().into_inner().runs;
+    let listed = cluster.runs().await.list(ListRequest::default()).await.unwrap().into_inner().runs;
     let listed: BTreeSet<String> = listed.into_iter().map(|run| run.run_id).collect();
     let lost: Vec<_> = acknowledged.difference(&listed).collect();
     assert!(lost.is_empty(), "{lost:?} of {} runs are lost", acknowledged.len());

@@ -80,7 +80,7 @@ async fn a_coordinator_with_few_open_files_refuses_connections_and_goes_on() {
     drop(connections);
     wait_for("the coordinator takes connections again", || async {
         let mut runs = RunServiceClient::connect(format!("http://{address}")).await.ok()?;
-        runs.list(ListRequest {}).await.ok()
+        runs.list(ListRequest::default()).await.ok()
     })
     .await;
 }

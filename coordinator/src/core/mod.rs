@@ -42,11 +42,12 @@ pub use event::{
 pub use invariants::Broken;
 pub use loss::{Loss, Trained};
 pub use pulse::{Beat, Pulse};
+pub use show::WORKERS_GONE_SHOWN_MAX;
 pub use snapshots::{BlobRole, DiscardedSnapshots, NamedBlob};
 pub use state::{AttemptStatus, MemberStatus, State};
 pub use time::{Context, Moment, Timing, WallTime};
 pub use view::{
-    AttemptView, CommitView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus,
+    AttemptView, CommitView, HeldAttemptView, MemberView, PendingVerification, RunPage, RunView, Waiting, WorkerStatus,
     WorkerView,
 };
 pub use world::World;

@@ -15,11 +15,17 @@ use super::{
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
     time::Moment,
     view::{
-        AttemptView, HeldAttemptView, MemberView, PendingVerification, RunView, Waiting, WorkerStatus, WorkerView,
-        describe_failed, describe_failure, describe_refused,
+        AttemptView, HeldAttemptView, MemberView, PendingVerification, RunPage, RunView, Waiting, WorkerStatus,
+        WorkerView, describe_failed, describe_failure, describe_refused,
     },
     world::World,
 };
+
+/// Most runs of one page, and most members that they have together, unless a single one has more: a page fits into a message.
+pub const PAGE_RUNS_MAX: usize = 256;
+pub const PAGE_MEMBERS_MAX: usize = 4096;
+/// Ended sessions of workers that are shown: a list that a person reads, and not all that ever were.
+pub const WORKERS_GONE_SHOWN_MAX: usize = 100;
 
 /// Who could train the members that wait.
 struct Crew<'a> {
@@ -42,15 +48,36 @@ impl World {
         self.state.run_order.iter().rev().map(|id| self.show_run(self.state.run(id), now, &crew)).collect()
     }
 
+    /// Shows the newest runs, or the newest that are older than one, as many as a page holds. `None` if there is no such run.
+    pub fn run_page(&self, older_than: Option<&RunId>, now: Moment) -> Option<RunPage> {
+        let end = match older_than {
+            Some(id) => usize::try_from(self.state.runs.get(id)?.order).ok()?,
+            None => self.state.run_order.len(),
+        };
+        let crew = LazyCell::new(|| self.crew(now));
+        let older = self.state.run_order.get(..end)?.iter().rev().map(|id| self.state.run(id));
+        let mut members = 0;
+        let fitting = older.take(PAGE_RUNS_MAX).take_while(|run| {
+            let is_first = members == 0;
+            members += run.members.len();
+            is_first || members <= PAGE_MEMBERS_MAX
+        });
+        let runs: Vec<RunView> = fitting.map(|run| self.show_run(run, now, &crew)).collect();
+        Some(RunPage { has_older: runs.len() < end, runs })
+    }
+
     /// Shows one worker.
     pub fn worker_view(&self, worker: &WorkerId, now: Moment) -> Option<WorkerView> {
         self.state.workers.get(worker).map(|worker| self.show_worker(worker, now))
     }
 
-    /// Shows all workers: open sessions first, then the newest.
+    /// Shows the workers: open sessions first, then those that ended, of which the newest [`WORKERS_GONE_SHOWN_MAX`] are shown;
+    /// the newest first of either.
     pub fn worker_views(&self, now: Moment) -> Vec<WorkerView> {
         let mut workers: Vec<&Worker> = self.state.workers.values().collect();
         workers.sort_by_key(|worker| (worker.end.is_some(), Reverse(worker.registered_at), worker.id.clone()));
+        let open = workers.partition_point(|worker| worker.end.is_none());
+        workers.truncate(open + WORKERS_GONE_SHOWN_MAX);
         workers.into_iter().map(|worker| self.show_worker(worker, now)).collect()
     }
 

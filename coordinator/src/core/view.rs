@@ -17,6 +17,15 @@ use super::{
     time::WallTime,
 };
 
+/// As many runs as fit into one answer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RunPage {
+    /// Newest first.
+    pub runs: Vec<RunView>,
+    /// There are further ones, older than the last.
+    pub has_older: bool,
+}
+
 /// A run.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RunView {

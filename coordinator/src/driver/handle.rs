@@ -16,8 +16,8 @@ use tokio::{
 use super::{Changes, Closed, Message, TICKS_PER_LEASE};
 use crate::core::{
     Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, NamedBlob, PendingVerification,
-    Refusal, Registered, Registration, Reply, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport, Timing,
-    VerificationOutcome, WorkerView, World,
+    Refusal, Registered, Registration, Reply, RunPage, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport,
+    Timing, VerificationOutcome, WorkerView, World,
 };
 
 /// Why a call was not answered.
@@ -270,6 +270,18 @@ impl Handle {
     /// [`DriverError::Stopped`] if nobody will answer.
     pub async fn run_views(&self) -> Result<Vec<RunView>, DriverError> {
         self.ask(World::run_views).await
+    }
+
+    /// Shows the newest runs, or the newest that are older than one, as many as fit into one answer.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Refused`] if there is no such run, [`DriverError::Stopped`] if nobody will answer.
+    pub async fn run_page(&self, older_than: Option<RunId>) -> Result<RunPage, DriverError> {
+        let id = older_than.clone();
+        let page = self.ask(move |world, now| world.run_page(id.as_ref(), now)).await?;
+        let unknown = || Refusal::UnknownRun { run: older_than.map_or_else(String::new, |run| run.to_string()) };
+        Ok(page.ok_or_else(unknown)?)
     }
 
     /// Shows one worker.

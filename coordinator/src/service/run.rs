@@ -22,7 +22,7 @@ use super::{
 use crate::{
     board::{Comparison, Results, VoteBoard},
     cli::error::chain,
-    core::{CommitView, MemberView, RecipeText, Refusal, RunRequest, RunView},
+    core::{CommitView, MemberView, RecipeText, Refusal, RunPage, RunRequest, RunView},
     dataset::Dataset,
     driver::{self, DriverError},
 };
@@ -110,6 +110,16 @@ impl Runs {
             None
         });
         show::run(view, vote)
+    }
+
+    async fn page(&self, request: v1::ListRequest) -> Result<v1::ListResponse, ServiceError> {
+        let older_than = request.older_than.map(|id| wire::text("older_than", id, ID_BYTES_MAX)).transpose()?;
+        let RunPage { runs: views, has_older } = self.driver.run_page(older_than.map(RunId::new)).await?;
+        let mut runs = Vec::with_capacity(views.len());
+        for view in views {
+            runs.push(self.shown(view).await);
+        }
+        Ok(v1::ListResponse { runs, has_older })
     }
 
     async fn cancel_run(&self, request: v1::CancelRequest) -> Result<v1::Run, ServiceError> {
@@ -220,12 +230,8 @@ impl RunService for Runs {
         Ok(Response::new(self.compared(request.into_inner()).await?))
     }
 
-    async fn list(&self, _: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let mut runs = Vec::new();
-        for view in self.driver.run_views().await.map_err(ServiceError::from)? {
-            runs.push(self.shown(view).await);
-        }
-        Ok(Response::new(v1::ListResponse { runs }))
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        Ok(Response::new(self.page(request.into_inner()).await?))
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {

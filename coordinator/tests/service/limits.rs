@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 
 use futures::{StreamExt as _, future::join_all};
-use plurality_common::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, UPLOADS_PER_CONNECTION_MAX, WATCHERS_MAX};
+use plurality_common::limits::{
+    CALLS_PER_CONNECTION_MAX, ENSEMBLE_MAX, MESSAGE_BYTES_MAX, UPLOADS_PER_CONNECTION_MAX, WATCHERS_MAX,
+};
+use plurality_coordinator::core::WORKERS_GONE_SHOWN_MAX;
 use plurality_proto::v1::run_service_client::RunServiceClient;
 use tokio::task::JoinSet;
 
@@ -80,6 +83,47 @@ async fn a_call_beyond_those_of_one_connection_waits_for_another_to_end() {
     house.submit(1).await;
     let (_answered, answer) = timeout(DEADLINE, async { tokio::join!(join_all(syncs), kept_back) }).await.unwrap();
     answer.unwrap();
+}
+
+#[tokio::test]
+async fn runs_are_listed_in_pages_that_fit_into_a_message() {
+    let house = House::open().await;
+    let mut submitted = Vec::new();
+    for _ in 0..5 {
+        submitted.insert(0, house.submit(ENSEMBLE_MAX).await.run_id);
+    }
+    // Decodes no more than 4 MiB, like any client that was told nothing else.
+    let mut runs = RunServiceClient::new(channel(&house).await);
+    let mut page = async |older_than: Option<&String>| {
+        let answer = runs.list(v1::ListRequest { older_than: older_than.cloned() }).await?.into_inner();
+        Ok::<_, Status>((answer.runs.into_iter().map(|run| run.run_id).collect::<Vec<_>>(), answer.has_older))
+    };
+    assert_eq!(page(None).await.unwrap(), (submitted[..4].to_vec(), true));
+    assert_eq!(page(Some(&submitted[3])).await.unwrap(), (submitted[4..].to_vec(), false));
+    assert_eq!(page(Some(&submitted[4])).await.unwrap(), (Vec::new(), false));
+    assert_eq!(page(Some(&"none".to_owned())).await.unwrap_err().code(), Code::NotFound);
+    let listed = house.client().await.list().await.unwrap();
+    assert_eq!(listed.into_iter().map(|run| run.run_id).collect::<Vec<_>>(), submitted);
+}
+
+#[tokio::test]
+async fn two_thousand_workers_fit_into_a_message_and_few_of_those_that_left_are_listed() {
+    const HERE: usize = 2000;
+    let house = House::open().await;
+    let channel = channel(&house).await;
+    let enter = async |number: usize| {
+        let mut calls = WorkerServiceClient::new(channel.clone());
+        let answer = calls.register(named(&format!("a-worker-with-a-name-{number}"))).await.unwrap();
+        FakeWorker { calls, blobs: BlobServiceClient::new(channel.clone()), worker_id: answer.into_inner().worker_id }
+    };
+    let mut workers = join_all((0..HERE + WORKERS_GONE_SHOWN_MAX + 20).map(enter)).await;
+    join_all(workers[HERE..].iter_mut().map(FakeWorker::leave)).await;
+    let mut runs = RunServiceClient::new(channel);
+    let listed = runs.workers(v1::WorkersRequest {}).await.unwrap().into_inner().workers;
+    let is_gone = |worker: &&v1::Worker| worker.status() == v1::WorkerStatus::Gone;
+    assert_eq!(listed.iter().filter(is_gone).count(), WORKERS_GONE_SHOWN_MAX);
+    assert_eq!(listed.len(), HERE + WORKERS_GONE_SHOWN_MAX);
+    assert!(listed.iter().rev().take(WORKERS_GONE_SHOWN_MAX).all(|worker| is_gone(&worker)));
 }
 
 #[tokio::test]
