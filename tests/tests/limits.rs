@@ -49,7 +49,7 @@ fn the_limits_fit_into_one_another() {
 
 /// Says whether the other side has closed a connection; waits a moment for that.
 fn is_closed(mut connection: &TcpStream) -> bool {
-    connection.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    connection.set_read_timeout(Some(Duration::from_millis(20))).expect("the time is not zero");
     // The server speaks first: what it says does not matter, its end does.
     let mut bytes = [0; 1024];
     loop {
