@@ -34,8 +34,11 @@ COORDINATOR_KILL_S = 120
 # How long whoever was killed stays away.
 AWAY_S = (1, 8)
 LOOK_S = 10
-# How long the last runs may take once nothing is killed any more, and the coordinator to notice that connections are gone.
+# How long the last runs may take once nothing is killed any more.
 ENDING_S = 300
+# Until a worker that was dropped while it waited counts as silent: a lease of 30 s and the longest wait of 25 s, and some more.
+SILENCE_S = 60
+# What a coordinator that was started needs to read its history back.
 SETTLING_S = 15
 # Beyond what the same history takes in a fresh coordinator: pages that the allocator keeps, connections' buffers, caches.
 BEYOND_HISTORY_MB = 40
@@ -155,7 +158,7 @@ class Soak:
         for fleet in self.fleets.values():
             told = fleet.leave()
             self.told = {key: value + told[key] for key, value in self.told.items()}
-        time.sleep(SETTLING_S)
+        time.sleep(SILENCE_S)
         self.look()
         self.coordinator.kill()
         events = self.coordinator.events()
