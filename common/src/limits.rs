@@ -19,8 +19,11 @@ pub const IDLE_SYNC: Duration = Duration::from_secs(25);
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a keepalive may stay unanswered.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a blob in one message: large enough to be fast, far below the message limit.
+/// Most bytes of a blob in one message, far below the message limit.
 pub const CHUNK_BYTES: usize = 512 * 1024;
+/// Bytes of a blob in one message as they are sent. What a cut leaves counts in whole messages, and a keepalive waits behind
+/// the message that is on its way: on a line of 64 kB/s a second.
+pub const CHUNK_SENT_BYTES: usize = 64 * 1024;
 /// Largest message either side decodes; never raised to a model's size, blobs travel in chunks.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest blob accepted: ten times the largest file of the known datasets.

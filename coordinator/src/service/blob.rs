@@ -7,7 +7,9 @@ use futures::{Stream, stream};
 use plurality_common::{
     blob::BlobRef,
     digest::Digest,
-    limits::{CHUNK_BYTES, DOWNLOADS_AT_ONCE_MAX, UPLOAD_BYTES_MAX, UPLOADS_AT_ONCE_MAX, UPLOADS_PER_CONNECTION_MAX},
+    limits::{
+        CHUNK_SENT_BYTES, DOWNLOADS_AT_ONCE_MAX, UPLOAD_BYTES_MAX, UPLOADS_AT_ONCE_MAX, UPLOADS_PER_CONNECTION_MAX,
+    },
 };
 use plurality_proto::v1::{self, blob_service_server::BlobService};
 use tokio_util::sync::CancellationToken;
@@ -87,7 +89,7 @@ impl Blobs {
             request.sha256.parse().map_err(|error| ServiceError::field("sha256", "a digest", error))?;
         let offset_bytes = request.offset_bytes;
         let place = self.downloads.enter()?;
-        let next = self.artifacts.read_chunk(digest, offset_bytes, CHUNK_BYTES).await?;
+        let next = self.artifacts.read_chunk(digest, offset_bytes, CHUNK_SENT_BYTES).await?;
         let (artifacts, stopping) = (self.artifacts.clone(), self.stopping.clone());
         Ok(Chunks { artifacts, digest, offset_bytes, next, stopping, _place: place })
     }
@@ -117,7 +119,7 @@ impl Chunks {
         self.offset_bytes += response.chunk.len() as u64;
         self.next = self
             .artifacts
-            .read_chunk(self.digest, self.offset_bytes, CHUNK_BYTES)
+            .read_chunk(self.digest, self.offset_bytes, CHUNK_SENT_BYTES)
             .await
             .map_err(|error| Status::from(ServiceError::from(error)))?;
         Ok(Some((response, self)))

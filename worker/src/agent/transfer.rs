@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use plurality_common::{
     blob::BlobRef,
-    limits::{CHUNK_BYTES, UPLOADS_PER_WORKER_MAX},
+    limits::{CHUNK_BYTES, CHUNK_SENT_BYTES, UPLOADS_PER_WORKER_MAX},
 };
 use plurality_proto::v1::{self, blob_service_client::BlobServiceClient};
 use thiserror::Error;
@@ -259,10 +259,10 @@ fn open_partial(path: &Path, size_bytes: u64) -> io::Result<(Arc<File>, u64)> {
     Ok((Arc::new(file), stored))
 }
 
-/// Reads as much of a file as fits into a chunk.
+/// Reads as much of a file as is sent in one message.
 fn read_chunk(file: &File) -> io::Result<Bytes> {
     let mut chunk = Vec::new();
-    file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    file.take(CHUNK_SENT_BYTES as u64).read_to_end(&mut chunk)?;
     Ok(chunk.into())
 }
 

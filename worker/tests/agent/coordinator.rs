@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use plurality_common::{
     blob::BlobRef,
-    limits::{CHUNK_BYTES, PROTOCOL},
+    limits::{CHUNK_SENT_BYTES, PROTOCOL},
     recipe::builtin,
 };
 use plurality_proto::v1::{
@@ -429,12 +429,12 @@ impl BlobService for Shared {
         let bytes = bytes.ok_or_else(|| Status::not_found("no such blob"))?;
         let start = usize::try_from(request.offset_bytes).unwrap();
         let mut responses = Vec::new();
-        for (index, chunk) in bytes.slice(start..).chunks(CHUNK_BYTES).enumerate() {
+        for (index, chunk) in bytes.slice(start..).chunks(CHUNK_SENT_BYTES).enumerate() {
             if index == chunks_max {
                 responses.push(Err(Status::unavailable("cut by the test")));
                 break;
             }
-            let offset_bytes = (start + index * CHUNK_BYTES) as u64;
+            let offset_bytes = (start + index * CHUNK_SENT_BYTES) as u64;
             let mut chunk = chunk.to_vec();
             if is_corrupt {
                 chunk[0] ^= 1;

@@ -13,7 +13,7 @@ use std::{
 
 use plurality_common::{
     blob::BlobRef,
-    limits::{CHUNK_BYTES, PROTOCOL, UPLOADS_PER_WORKER_MAX},
+    limits::{CHUNK_SENT_BYTES, PROTOCOL, UPLOADS_PER_WORKER_MAX},
 };
 use plurality_proto::v1::{self, AttemptPhase, CommitOutcome, FailureKind, instruction::Kind};
 use tonic::Status;
@@ -25,7 +25,7 @@ use self::{
 
 /// Training images of some chunks, so that transfers can be cut in the middle.
 fn large_images() -> Vec<u8> {
-    (0..CHUNK_BYTES * 5 / 2).map(|index| u8::try_from(index % 251).unwrap()).collect()
+    (0..CHUNK_SENT_BYTES * 5 / 2).map(|index| u8::try_from(index % 251).unwrap()).collect()
 }
 
 /// Runs one attempt with a trainer in `mode` and returns how it failed.
@@ -228,7 +228,7 @@ fn an_upload_goes_on_where_a_cut_left_it() {
     worker.let_go();
     coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
     coordinator.note(|notes| {
-        assert_eq!(notes.upload_offsets, [0, 2 * CHUNK_BYTES as u64]);
+        assert_eq!(notes.upload_offsets, [0, 2 * CHUNK_SENT_BYTES as u64]);
         assert_eq!(notes.blobs[&checkpoint].as_ref(), large_images());
     });
 }
@@ -242,7 +242,7 @@ fn a_download_goes_on_where_a_cut_left_it() {
     coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
     coordinator.note(|notes| {
         let offsets: Vec<_> = notes.downloads.iter().map(|download| download.offset_bytes).collect();
-        assert_eq!(offsets, [0, CHUNK_BYTES as u64, 0, 0]);
+        assert_eq!(offsets, [0, CHUNK_SENT_BYTES as u64, 0, 0]);
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use plurality_common::{blob::BlobRef, limits::CHUNK_BYTES};
+use plurality_common::{blob::BlobRef, limits::CHUNK_SENT_BYTES};
 use plurality_proto::v1::{AttemptPhase, FailureKind, SnapshotOutcome};
 use tonic::Status;
 
@@ -102,7 +102,7 @@ fn a_snapshot_goes_on_where_a_cut_left_it_and_is_sent_again_when_it_was_lost() {
     coordinator.note(|notes| {
         assert_eq!(notes.saves[0], notes.saves[1]);
         assert_eq!(notes.blobs[&large].as_ref(), large_images());
-        assert_eq!(notes.upload_offsets, [0, 2 * CHUNK_BYTES as u64]);
+        assert_eq!(notes.upload_offsets, [0, 2 * CHUNK_SENT_BYTES as u64]);
     });
 }
 
