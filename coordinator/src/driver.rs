@@ -30,7 +30,8 @@ use changes::Announcer;
 pub use changes::{Changes, Closed};
 pub use handle::{DriverError, Handle};
 
-/// Messages that may wait for the driver. Senders wait beyond it, which slows callers down instead of filling memory.
+/// Messages that may wait for the driver. Senders wait beyond it, which slows callers down instead of filling memory; those
+/// from outside are turned away after [`handle::PATIENCE`].
 const MAILBOX_MESSAGES: usize = 1024;
 /// Messages decided in one turn and stored in one transaction: bounds how long the first waits for the last.
 const BATCH_MESSAGES: usize = 256;
@@ -148,7 +149,7 @@ impl<S: EventStore> Driver<S> {
             stops: stops_sender,
             offers: offers_sender,
         };
-        Ok((Handle { mailbox, changes, stops, offers, timing }, tokio::spawn(driver.run())))
+        Ok((Handle { mailbox, changes, stops, offers, timing, patience: None }, tokio::spawn(driver.run())))
     }
 
     async fn run(mut self) -> Result<(), StoreError> {

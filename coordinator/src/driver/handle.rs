@@ -9,7 +9,10 @@ use plurality_common::{
 };
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, error::SendTimeoutError},
+        oneshot,
+    },
     time::{Instant, timeout_at},
 };
 
@@ -30,7 +33,14 @@ pub enum DriverError {
     /// repeated once a coordinator is back.
     #[error("coordinator is stopping")]
     Stopped,
+    /// So much waits for the driver that this call was given up before it was taken; nothing has changed.
+    #[error("coordinator has more to do than it gets done: nothing was taken for {} s, try again", PATIENCE.as_secs())]
+    Overloaded,
 }
+
+/// How long a call from outside waits for room in the mailbox: a disk that hangs for seconds is no reason to turn anybody
+/// away, and a worker waits three times as long for an answer.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Talks to the driver. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,18 +52,26 @@ pub struct Handle {
     /// There may be a member for a free slot.
     pub(super) offers: Changes,
     pub(super) timing: Timing,
+    /// How long a call waits for room in the mailbox; for ever if absent.
+    pub(super) patience: Option<Duration>,
 }
 
 impl Handle {
+    /// Returns a handle for calls from outside, which end with [`DriverError::Overloaded`] after [`PATIENCE`]. The
+    /// coordinator's own tasks wait as long as it takes.
+    pub fn for_callers(&self) -> Self {
+        Self { patience: Some(PATIENCE), ..self.clone() }
+    }
+
     /// Has one command decided and stored.
     ///
     /// # Errors
     ///
-    /// [`DriverError::Refused`] for the caller's mistakes, [`DriverError::Stopped`] if nobody will answer.
+    /// [`DriverError::Refused`] for the caller's mistakes, [`DriverError::Stopped`] if nobody will answer,
+    /// [`DriverError::Overloaded`] if there was no room for it; the last never without [`Handle::for_callers`].
     pub async fn call(&self, command: Command) -> Result<Reply, DriverError> {
         let (answer, reply) = oneshot::channel();
-        let message = Message::Command { command: Box::new(command), answer };
-        self.mailbox.send(message).await.map_err(|_| DriverError::Stopped)?;
+        self.send(Message::Command { command: Box::new(command), answer }).await?;
         Ok(reply.await.map_err(|_| DriverError::Stopped)??)
     }
 
@@ -363,7 +381,17 @@ impl Handle {
         let (answer, reply) = oneshot::channel();
         // A caller that no longer waits needs no answer.
         let message = Message::Question(Box::new(move |world, now| drop(answer.send(question(world, now)))));
-        self.mailbox.send(message).await.map_err(|_| DriverError::Stopped)?;
+        self.send(message).await?;
         reply.await.map_err(|_| DriverError::Stopped)
+    }
+
+    async fn send(&self, message: Message) -> Result<(), DriverError> {
+        let Some(patience) = self.patience else {
+            return self.mailbox.send(message).await.map_err(|_| DriverError::Stopped);
+        };
+        self.mailbox.send_timeout(message, patience).await.map_err(|error| match error {
+            SendTimeoutError::Timeout(_) => DriverError::Overloaded,
+            SendTimeoutError::Closed(_) => DriverError::Stopped,
+        })
     }
 }

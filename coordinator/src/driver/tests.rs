@@ -1,6 +1,6 @@
 //! The driver on paused time with a store in memory.
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use plurality_common::{
     attempt::{DeterminismClass, Handle as AttemptHandle, Progress},
@@ -10,9 +10,15 @@ use plurality_common::{
     id::{InstanceId, MemberIndex, RunId, WorkerId},
     limits,
 };
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet, yield_now},
+    time::Instant,
+};
 
-use super::{Changes, Driver, DriverError, Environment, Handle, StartError};
+use super::{
+    BATCH_MESSAGES, Changes, Driver, DriverError, Environment, Handle, MAILBOX_MESSAGES, StartError, handle::PATIENCE,
+};
 use crate::{
     core::{
         AttemptReport, AttemptStatus, CommitVerdict, Event, Instruction, MemberResult, PendingVerification, RecipeText,
@@ -24,6 +30,27 @@ use crate::{
 
 /// A driver's handle and the task's own result.
 type Running = (Handle, JoinHandle<Result<(), StoreError>>);
+
+/// A store whose disk hangs until there is a permit for each append.
+struct HangingStore {
+    store: MemoryStore,
+    permits: Arc<Semaphore>,
+}
+
+impl EventStore for HangingStore {
+    async fn load(&mut self) -> Result<Vec<Event>, StoreError> {
+        self.store.load().await
+    }
+
+    async fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        self.permits.acquire().await.unwrap().forget();
+        self.store.append(events).await
+    }
+
+    async fn close(self) -> Result<(), StoreError> {
+        self.store.close().await
+    }
+}
 
 async fn start(store: &MemoryStore) -> Running {
     Driver::spawn(store.clone(), Environment::system(Timing::default())).await.unwrap()
@@ -438,4 +465,32 @@ async fn a_wall_clock_that_jumps_by_hours_changes_nothing_but_the_times_that_peo
     let jumped = life_by(jumping).await;
     assert_eq!(jumped.0, happened);
     assert_eq!(jumped.1, views);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_are_turned_away_while_the_mailbox_is_full_and_what_was_taken_is_answered() {
+    let permits = Arc::new(Semaphore::new(0));
+    let store = HangingStore { store: MemoryStore::default(), permits: Arc::clone(&permits) };
+    let (handle, _task) = Driver::spawn(store, Environment::system(Timing::default())).await.unwrap();
+    let mut taken = JoinSet::new();
+    // What is being decided, what waits, and one of the coordinator's own calls that waits for room.
+    for number in 0..BATCH_MESSAGES + MAILBOX_MESSAGES + 1 {
+        let handle = handle.clone();
+        taken.spawn(async move { handle.register(registration(&format!("worker {number}"), vec![])).await.map(drop) });
+    }
+    while handle.mailbox.capacity() > 0 {
+        yield_now().await;
+    }
+    let began = Instant::now();
+    let outside = handle.for_callers();
+    let refused = outside.register(registration("late", vec![])).await.unwrap_err();
+    assert_eq!(refused, DriverError::Overloaded);
+    assert_eq!(began.elapsed(), PATIENCE);
+    permits.add_permits(Semaphore::MAX_PERMITS);
+    while let Some(answered) = taken.join_next().await {
+        assert_eq!(answered.unwrap(), Ok(()));
+    }
+    outside.register(registration("late", vec![])).await.unwrap();
+    let views = outside.worker_views().await.unwrap();
+    assert_eq!(views.len(), BATCH_MESSAGES + MAILBOX_MESSAGES + 2);
 }

@@ -66,7 +66,7 @@ impl ServiceError {
             Self::Artifact(error) => artifact_code(error),
             Self::Version(_) => Code::FailedPrecondition,
             Self::Driver(DriverError::Refused(refusal)) => refusal_code(refusal),
-            Self::Driver(DriverError::Stopped) => Code::Unavailable,
+            Self::Driver(DriverError::Stopped | DriverError::Overloaded) => Code::Unavailable,
             Self::Board(error) => board_code(error),
             Self::Broken(status) => status.code(),
             Self::Overload(_) | Self::Stopping => Code::Unavailable,
@@ -176,6 +176,7 @@ mod tests {
         assert_eq!(code(ServiceError::Stopping), Code::Unavailable);
         assert_eq!(code(Gate::new("calls", 0).enter().unwrap_err()), Code::Unavailable);
         assert_eq!(code(DriverError::Stopped), Code::Unavailable);
+        assert_eq!(code(DriverError::Overloaded), Code::Unavailable);
         assert_eq!(code(ArtifactError::Stopped), Code::Unavailable);
         assert_eq!(code(BoardError::Stopped), Code::Unavailable);
     }
