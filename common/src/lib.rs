@@ -15,6 +15,7 @@ pub mod recipe;
 pub mod score;
 pub mod seed;
 pub mod snapshot;
+pub mod span;
 pub mod tensor_file;
 pub mod trainer;
 pub mod vote;

@@ -4,7 +4,10 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, thread};
 
-use plurality_common::limits::{ENSEMBLE_MAX, SLOTS_MAX};
+use plurality_common::{
+    limits::{ENSEMBLE_MAX, LEASE, ORPHAN_TIMEOUT, SLOTS_MAX},
+    span::Span,
+};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
@@ -70,6 +73,12 @@ pub enum ConfigError {
         /// Members of the ensemble.
         ensemble: u32,
     },
+    /// Who is late by less than a lease would be lost already.
+    #[error("orphan timeout is {found}, expected at least {}, the lease of a training", Span(LEASE))]
+    OrphanTimeout {
+        /// The value.
+        found: Span,
+    },
     /// The address to listen on cannot be read or resolved.
     #[error("listen address {found:?} is not of the form ADDRESS:PORT, such as {LISTEN_DEFAULT}")]
     Listen {
@@ -104,6 +113,7 @@ pub struct FileConfig {
     data: Option<PathBuf>,
     state: Option<PathBuf>,
     disk_reserve: Option<ByteSize>,
+    orphan_timeout: Option<Span>,
     reflection: Option<bool>,
     server: Option<String>,
     output: Option<OutputFormat>,
@@ -270,6 +280,8 @@ pub struct ServerSettings {
     pub state: PathBuf,
     /// What uploads leave free on the disk of the state folder.
     pub disk_reserve: ByteSize,
+    /// How long silent workers are waited for, and how long they train on while there is no coordinator.
+    pub orphan_timeout: Span,
     /// Whether gRPC reflection is answered.
     pub has_reflection: bool,
 }
@@ -342,7 +354,8 @@ impl FileConfig {
     /// Joins the settings of a coordinator that listens.
     ///
     /// # Errors
-    /// When the address is malformed, or can be reached from other machines without consent.
+    /// When the address is malformed, or can be reached from other machines without consent, or when the orphan timeout is
+    /// shorter than a lease.
     pub fn server(&self, args: &ServerArgs) -> Result<ServerSettings, ConfigError> {
         let text = args.listen.as_deref().or(self.listen.as_deref()).unwrap_or(LISTEN_DEFAULT);
         let listen = parse_listen(text)?;
@@ -350,12 +363,17 @@ impl FileConfig {
         if !listen.ip().is_loopback() && !is_insecure_allowed {
             return Err(ConfigError::NotLoopback { address: listen });
         }
+        let orphan_timeout = args.orphan_timeout.or(self.orphan_timeout).unwrap_or(Span(ORPHAN_TIMEOUT));
+        if orphan_timeout.0 < LEASE {
+            return Err(ConfigError::OrphanTimeout { found: orphan_timeout });
+        }
         Ok(ServerSettings {
             listen,
             local_workers: args.local_workers.or(self.local_workers).unwrap_or_default(),
             data: args.data.clone().or_else(|| self.data.clone()),
             state: self.state(args.state.as_ref()),
             disk_reserve: args.disk_reserve.or(self.disk_reserve).unwrap_or(DISK_RESERVE_DEFAULT),
+            orphan_timeout,
             has_reflection: args.reflection.or(self.reflection).unwrap_or(false),
         })
     }
@@ -390,6 +408,8 @@ fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::CommandFactory as _;
 
     use super::*;
@@ -417,6 +437,7 @@ mod tests {
             ("--listen", server.listen.to_string()),
             ("--state", server.state.display().to_string()),
             ("--disk-reserve", server.disk_reserve.to_string()),
+            ("--orphan-timeout", server.orphan_timeout.to_string()),
             ("--out", format!("{OUT_DEFAULT}/RUN")),
         ] {
             let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
@@ -445,6 +466,7 @@ mod tests {
             data = "d"
             state = "s"
             disk-reserve = "2GiB"
+            orphan-timeout = "90m"
             reflection = true
             server = "h:1"
             output = "json"
@@ -461,6 +483,7 @@ mod tests {
             data: Some("d".into()),
             state: "s".into(),
             disk_reserve: ByteSize(2 << 30),
+            orphan_timeout: Span(Duration::from_secs(90 * 60)),
             has_reflection: true,
         };
         assert_eq!(config.server(&ServerArgs::default()).unwrap(), server);
@@ -481,6 +504,7 @@ mod tests {
             "min-accuracy = 100.5",
             "output = \"yaml\"",
             "disk-reserve = \"1GB\"",
+            "orphan-timeout = \"1d\"",
             "members = 5",
             "= 5",
         ] {
@@ -488,6 +512,17 @@ mod tests {
         }
         let long = read(&"#".repeat(CONFIG_BYTES_MAX as usize + 1)).unwrap_err();
         assert!(matches!(long, ConfigError::TooLarge { .. }), "{long}");
+    }
+
+    #[test]
+    fn an_orphan_timeout_below_a_lease_is_refused() {
+        let server = |text: &str| {
+            FileConfig::default()
+                .server(&ServerArgs { orphan_timeout: Some(text.parse().unwrap()), ..ServerArgs::default() })
+        };
+        assert_eq!(server("30s").unwrap().orphan_timeout, Span(LEASE));
+        let error = server("29s").unwrap_err();
+        assert_eq!(error.to_string(), "orphan timeout is 29s, expected at least 30s, the lease of a training");
     }
 
     #[test]

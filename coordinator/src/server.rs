@@ -164,7 +164,7 @@ impl Server {
             dataset: Dataset::prepare(source, &artifacts).await?,
             artifacts,
             store,
-            environment: Environment::system(Timing::default()),
+            environment: Environment::system(Timing { orphan_window: settings.orphan_timeout.0, ..Timing::default() }),
             check: Arc::new(Checker::new()?),
             incoming: connections::accept(listener, connections_max),
             address,
@@ -191,6 +191,7 @@ impl Server {
         let Parts { store, artifacts, dataset, environment, check, incoming, address, has_reflection } = parts;
         let dataset = Arc::new(dataset);
         let test_sets = Arc::new(TestSets::new(artifacts.clone()));
+        let timing = environment.timing;
         let (driver, driving) = Driver::spawn(store, environment).await?;
         let stopping = CancellationToken::new();
         let judge =
@@ -200,9 +201,15 @@ impl Server {
         let sweeping = tokio::spawn(sweeper.run(stopping.clone()));
         let board = Arc::new(VoteBoard::new(artifacts.clone(), test_sets));
         let watchers = Gate::new("watchers", WATCHERS_MAX);
-        let runs =
-            Runs { driver: driver.clone(), dataset: Arc::clone(&dataset), board, watchers, stopping: stopping.clone() };
-        let workers = served(Workers::new(driver.clone(), artifacts.clone(), stopping.clone()));
+        let outside = driver.for_callers();
+        let runs = Runs {
+            driver: outside.clone(),
+            dataset: Arc::clone(&dataset),
+            board,
+            watchers,
+            stopping: stopping.clone(),
+        };
+        let workers = served(Workers::new(outside, artifacts.clone(), timing, stopping.clone()));
         let blobs = Blobs::new(artifacts.clone(), stopping.clone());
         let health = HealthReporter::new();
         let router = router(workers, blobs, runs, &health, has_reflection).await;
@@ -364,6 +371,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use plurality_common::{limits::ORPHAN_TIMEOUT, span::Span};
+
     use super::*;
     use crate::{byte_size::ByteSize, config::LocalWorkers};
 
@@ -375,6 +384,7 @@ mod tests {
             data: None,
             state: folder.path().to_owned(),
             disk_reserve: ByteSize(0),
+            orphan_timeout: Span(ORPHAN_TIMEOUT),
             has_reflection: false,
         };
         let server = Server::start(&settings).await.unwrap();

@@ -14,13 +14,14 @@ use futures::stream;
 use plurality_common::{
     blob::BlobRef,
     idx::Labels,
-    limits::{CHUNK_BYTES, PROTOCOL, PROTOCOL_MIN},
+    limits::{CHUNK_BYTES, ORPHAN_TIMEOUT, PROTOCOL, PROTOCOL_MIN},
     predictions::Predictions,
     recipe::{
         Recipe,
         parse::{recipe_from_json, recipe_from_toml},
         shape::{self, InputShape},
     },
+    span::Span,
     weights::{Metadata, Tensor, Weights},
 };
 use plurality_coordinator::{
@@ -86,6 +87,7 @@ impl House {
             data: Some(folder.join("data")),
             state: folder.join("state"),
             disk_reserve: ByteSize(0),
+            orphan_timeout: Span(ORPHAN_TIMEOUT),
             has_reflection: true,
         }
     }

@@ -3,9 +3,10 @@
 use std::{error::Error, path::PathBuf};
 
 use clap::{Parser, Subcommand};
+use plurality_common::span::Span;
 
 use crate::{
-    config::{Device, Name, SNAPSHOT_INTERVAL_SECONDS_MAX, ServerAddress, SlotCount, Span},
+    config::{Device, Name, SNAPSHOT_INTERVAL_SECONDS_MAX, ServerAddress, SlotCount},
     logging::LogFormat,
 };
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use plurality_common::limits::{DRAIN_TIMEOUT, SLOTS_MAX, SNAPSHOT_INTERVAL, STALL_TIMEOUT};
+use plurality_common::{
+    limits::{DRAIN_TIMEOUT, SLOTS_MAX, SNAPSHOT_INTERVAL, STALL_TIMEOUT},
+    span::Span,
+};
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
@@ -193,7 +196,7 @@ macro_rules! deserialize_from_text {
     )*};
 }
 
-deserialize_from_text!(ServerAddress, Device, Name, Span);
+deserialize_from_text!(ServerAddress, Device, Name);
 
 /// Host and port of a coordinator.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -377,27 +380,6 @@ impl FromStr for Name {
             return Err(ValueError::new("a name of 1 to 64 printable characters", text));
         }
         Ok(Self(text.to_owned()))
-    }
-}
-
-/// A span of time, written as a whole number and a unit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || ValueError::new("a whole number and s, m or h, such as 90s, 15m or 1h", text);
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let number: u64 = digits.parse().map_err(|_| wrong())?;
-        let unit_seconds = match &text[digits.len()..] {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err(wrong()),
-        };
-        Ok(Self(Duration::from_secs(number.checked_mul(unit_seconds).ok_or_else(wrong)?)))
     }
 }
 

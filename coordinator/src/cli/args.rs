@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use plurality_common::span::Span;
 use serde::Deserialize;
 
 use crate::{
@@ -149,6 +150,10 @@ pub struct ServerArgs {
     /// Refuses uploads while they would leave less than this free on the disk of the state folder [default: 512MiB]
     #[arg(long, value_name = "SIZE", env = "PLURALITY_DISK_RESERVE", hide_env = true)]
     pub disk_reserve: Option<ByteSize>,
+    /// How long workers train on while this coordinator is away, and how long silent ones are waited for: 90s, 15m, 1h;
+    /// a worker's own --orphan-timeout wins for the former [default: 1h]
+    #[arg(long, value_name = "TIME", env = "PLURALITY_ORPHAN_TIMEOUT", hide_env = true)]
+    pub orphan_timeout: Option<Span>,
     /// Answers gRPC reflection, for tools such as grpcurl
     #[arg(long, env = "PLURALITY_REFLECTION", hide_env = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL", hide_possible_values = true,

@@ -223,6 +223,8 @@ impl Plan {
             .args(self.arguments())
             // The coordinator's file has keys that the worker does not know.
             .env_remove("PLURALITY_CONFIG")
+            // What the coordinator says is enough, and wins if the next one says something else.
+            .env_remove("PLURALITY_ORPHAN_TIMEOUT")
             .stdout(log.try_clone().map_err(start_error)?)
             .stderr(log)
             // Ctrl-C on a terminal reaches the whole group; the worker is to be asked by the coordinator, in order.

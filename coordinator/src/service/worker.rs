@@ -5,7 +5,7 @@ use std::time::Duration;
 use plurality_common::{
     attempt::{DeterminismClass, FailureKind, Handle, Progress, SnapshotRef},
     id::{InstanceId, WorkerId},
-    limits::{HEARTBEAT, LEASE, ORPHAN_TIMEOUT, SLOTS_MAX, SNAPSHOTS_KEPT},
+    limits::{HEARTBEAT, SLOTS_MAX, SNAPSHOTS_KEPT},
     wire::{self, ID_BYTES_MAX, WireError},
 };
 use plurality_proto::v1::{self, worker_service_server::WorkerService};
@@ -17,7 +17,7 @@ use crate::{
     artifacts::ArtifactStore,
     core::{
         AttemptReport, CommitVerdict, Instruction, MemberResult, RefusedSnapshot, Registration, SnapshotVerdict,
-        SyncReport, WorkerProfile, version,
+        SyncReport, Timing, WorkerProfile, version,
     },
     driver,
 };
@@ -33,13 +33,15 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 pub struct Workers {
     driver: driver::Handle,
     artifacts: ArtifactStore,
+    /// What workers are told to keep to.
+    timing: Timing,
     stopping: CancellationToken,
 }
 
 impl Workers {
     /// Hands commands to `driver` until `stopping` is cancelled.
-    pub fn new(driver: driver::Handle, artifacts: ArtifactStore, stopping: CancellationToken) -> Self {
-        Self { driver, artifacts, stopping }
+    pub fn new(driver: driver::Handle, artifacts: ArtifactStore, timing: Timing, stopping: CancellationToken) -> Self {
+        Self { driver, artifacts, timing, stopping }
     }
 
     async fn open(&self, request: v1::RegisterRequest) -> Result<v1::RegisterResponse, ServiceError> {
@@ -58,8 +60,8 @@ impl Workers {
             protocol,
             software_version: SOFTWARE_VERSION.to_owned(),
             heartbeat_ms: milliseconds(HEARTBEAT),
-            lease_ms: milliseconds(LEASE),
-            orphan_timeout_ms: milliseconds(ORPHAN_TIMEOUT),
+            lease_ms: milliseconds(self.timing.lease),
+            orphan_timeout_ms: milliseconds(self.timing.orphan_window),
             stops: registered.stops.into_iter().map(show::stop).collect(),
         })
     }
