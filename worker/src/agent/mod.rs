@@ -501,8 +501,7 @@ impl Agent {
     /// Waits until the session has said farewell and its thread has ended.
     async fn see_off(mut self, session: Started) {
         let ended = async {
-            // What still arrives is not taken up; the session ends when its answer is dropped.
-            while self.events.recv().await.is_some() {}
+            turn_away(&mut self.events).await;
             session.ended().await
         };
         match timeout(FAREWELL_TIMEOUT, ended).await {
@@ -513,10 +512,38 @@ impl Agent {
     }
 }
 
+/// Follows nothing that still arrives until the session ends; but says that it did, since a session that waits for that cannot
+/// take leave.
+async fn turn_away(events: &mut mpsc::Receiver<SessionEvent>) {
+    while let Some(event) = events.recv().await {
+        if let SessionEvent::Instructions(_, taken_up) = event {
+            // The session may have ended meanwhile; then nobody waits.
+            let _nobody_waits = taken_up.send(());
+        }
+    }
+}
+
 /// Waits until `moment`, or for ever.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn instructions_that_come_too_late_keep_no_session_from_taking_leave() {
+        let (events, mut events_seen) = mpsc::channel(1);
+        let (taken_up, is_taken_up) = oneshot::channel();
+        events.send(SessionEvent::Instructions(Vec::new(), taken_up)).await.unwrap();
+        drop(events);
+        turn_away(&mut events_seen).await;
+        assert_eq!(is_taken_up.await, Ok(()));
     }
 }
