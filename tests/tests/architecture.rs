@@ -44,7 +44,7 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
         .collect()
 }
 
-const WORLD: [&str; 11] = [
+const WORLD: [&str; 12] = [
     "tokio",
     "async",
     "await",
@@ -56,6 +56,7 @@ const WORLD: [&str; 11] = [
     "object_store",
     "rand",
     "SysRng",
+    "plurality_failpoints",
 ];
 
 #[test]
@@ -103,6 +104,7 @@ fn dependencies_point_only_one_way() {
             &["candle-core", "candle-nn", "sqlx", "plurality-coordinator", "plurality-simulation"][..],
         ),
         ("simulation/Cargo.toml", &["tch", "torch-sys", "candle-core", "candle-nn", "sqlx"][..]),
+        ("failpoints/Cargo.toml", &["tokio", "plurality-common", "plurality-coordinator", "plurality-worker"][..]),
         ("proto/Cargo.toml", &["plurality-common", "plurality-coordinator", "plurality-worker"][..]),
     ] {
         let named = dependencies(manifest);
@@ -167,7 +169,7 @@ fn tasks_and_threads_are_started_in_few_places() {
 #[test]
 fn every_source_file_begins_with_its_subject() {
     let mut silent = Vec::new();
-    for folder in ["proto", "common", "coordinator", "worker", "simulation", "tests"] {
+    for folder in ["proto", "common", "failpoints", "coordinator", "worker", "simulation", "tests"] {
         for source in sources(folder) {
             if !source.text.starts_with("//!") {
                 silent.push(format!("{} has no module doc", source.path));
@@ -180,7 +182,7 @@ fn every_source_file_begins_with_its_subject() {
 #[test]
 fn no_test_is_switched_off() {
     let mut found = Vec::new();
-    for folder in ["common", "coordinator", "worker", "simulation", "tests"] {
+    for folder in ["common", "failpoints", "coordinator", "worker", "simulation", "tests"] {
         for source in sources(folder).iter().filter(|source| source.path != "tests/tests/architecture.rs") {
             for (number, line) in source.text.lines().enumerate() {
                 if ["#[ignore", "#[should_panic", "#[allow("].iter().any(|mark| line.trim_start().starts_with(mark)) {
