@@ -20,6 +20,7 @@ use plurality_common::{
         shape::{FitError, InputShape, Plan},
     },
 };
+use plurality_failpoints::{self as failpoints, Point};
 use thiserror::Error;
 
 use crate::artifacts::{ArtifactError, ArtifactStore};
@@ -122,10 +123,12 @@ impl Dataset {
         let train_images = files.train_images.count;
         let labels = files.train_labels.0.iter().chain(&files.test_labels.0);
         let classes = labels.max().map_or(0, |&highest| usize::from(highest) + 1);
+        let put =
+            async |bytes: Vec<u8>| artifacts.put(bytes).await.inspect(|_stored| failpoints::pass(Point::DatasetStored));
         let reference = DatasetRef {
-            train_images: artifacts.put(files.train_images.to_idx()).await?,
-            train_labels: artifacts.put(files.train_labels.to_idx()).await?,
-            test_images: artifacts.put(files.test_images.to_idx()).await?,
+            train_images: put(files.train_images.to_idx()).await?,
+            train_labels: put(files.train_labels.to_idx()).await?,
+            test_images: put(files.test_images.to_idx()).await?,
         };
         let test_labels = artifacts.put_private(files.test_labels.to_idx()).await?;
         let (test_images, input) = (files.test_images.count, files.test_images.shape());

@@ -12,6 +12,7 @@ mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use plurality_failpoints::Point;
 use rand::{TryRng, rngs::SysRng};
 use thiserror::Error;
 use tokio::{
@@ -23,7 +24,7 @@ use tracing::{debug, error, info};
 
 use crate::{
     core::{Broken, Command, Concern, Context, Event, Moment, Refusal, Reply, Timing, WallTime, World},
-    store::{EventStore, StoreError},
+    store::{self, EventStore, StoreError},
 };
 
 use changes::Announcer;
@@ -189,7 +190,9 @@ impl<S: EventStore> Driver<S> {
             let _done = self.decide(&Command::Tick, &mut events);
         }
         if !events.is_empty() {
+            store::pass(Point::EventsDecided, &events);
             self.store.append(&events).await?;
+            store::pass(Point::EventsStored, &events);
         }
         (self.environment.inspect)(&self.world, &events);
         self.answer(answers);

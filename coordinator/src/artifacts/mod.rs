@@ -21,6 +21,7 @@ use plurality_common::{
     digest::{Digest, Hasher},
     limits::{BLOB_BYTES_MAX, CHUNK_BYTES},
 };
+use plurality_failpoints::{self as failpoints, Point};
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod error;
@@ -238,7 +239,10 @@ impl ArtifactStore {
         let (committed_bytes, guard) =
             blocking(move || Ok((staging.append(blob, offset_bytes, &chunk)?, guard))).await?;
         if committed_bytes == blob.size_bytes {
+            failpoints::pass(Point::UploadWhole);
             self.finish(blob, guard).await?;
+        } else {
+            failpoints::pass(Point::UploadStaged);
         }
         Ok(committed_bytes)
     }
@@ -363,6 +367,7 @@ impl ArtifactStore {
         if let Err(error @ ArtifactError::Damaged { .. }) = &read {
             tracing::error!("{error}; it is removed, so that it can be sent again");
             self.objects.delete(&path).await.map_err(ArtifactError::of_store("remove a damaged blob"))?;
+            failpoints::pass(Point::DamagedRemoved);
         }
         read
     }
@@ -400,7 +405,9 @@ impl ArtifactStore {
             }
         };
         let result = if found == blob {
-            upload.complete().await.map(drop).map_err(store_error)
+            failpoints::pass(Point::UploadChecked);
+            let named = upload.complete().await;
+            named.map(|_| failpoints::pass(Point::UploadNamed)).map_err(store_error)
         } else {
             let _ = upload.abort().await;
             Err(ArtifactError::DigestMismatch { expected: blob.sha256, found: found.sha256 })
@@ -414,7 +421,7 @@ impl ArtifactStore {
             staging.discard(blob)
         })
         .await?;
-        result
+        result.inspect(|()| failpoints::pass(Point::UploadStored))
     }
 
     /// Copies the staged bytes of `blob` into `upload` and returns what they are.

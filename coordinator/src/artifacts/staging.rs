@@ -12,6 +12,7 @@ use std::{
 };
 
 use plurality_common::blob::BlobRef;
+use plurality_failpoints::{self as failpoints, Point};
 
 use super::ArtifactError;
 
@@ -44,6 +45,7 @@ impl Staging {
             let metadata = entry.metadata().map_err(ArtifactError::of_files("inspect an unfinished upload"))?;
             if metadata.is_file() && is_old(&metadata) {
                 fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove an old unfinished upload"))?;
+                failpoints::pass_if(Point::LeftoverRemoved, |what| what == "upload");
             }
         }
         Ok(Self { folder })
@@ -157,6 +159,7 @@ pub fn remove_temporary_files(folder: &Path) -> Result<(), ArtifactError> {
             remove_temporary_files(&entry.path())?;
         } else if entry.file_name().to_string_lossy().contains(UNFINISHED_MARK) {
             fs::remove_file(entry.path()).map_err(ArtifactError::of_files("remove a half-written blob"))?;
+            failpoints::pass_if(Point::LeftoverRemoved, |what| what == "unfinished");
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf};
 
+use plurality_failpoints::ArmError;
 use thiserror::Error;
 
 use super::{ladder::LadderFileError, recipe::RecipeChoiceError};
@@ -54,6 +55,9 @@ pub enum CliError {
         /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// Where a test wants this process to die.
+    #[error(transparent)]
+    Failpoint(#[from] ArmError),
     /// The named recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeChoiceError),
@@ -179,7 +183,9 @@ impl CliError {
     /// Returns the exit code that names this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::LogFilter { .. } | Self::Recipe(_) | Self::Out { .. } => EXIT_USAGE,
+            Self::Config(_) | Self::LogFilter { .. } | Self::Failpoint(_) | Self::Recipe(_) | Self::Out { .. } => {
+                EXIT_USAGE
+            }
             Self::Client(ClientError::Unreachable { .. }) => EXIT_UNREACHABLE,
             Self::Client(ClientError::Address { .. }) => EXIT_USAGE,
             Self::Client(ClientError::Refused(status)) if status.code() == tonic::Code::InvalidArgument => EXIT_USAGE,

@@ -7,6 +7,7 @@ use std::{
 
 use clap::{CommandFactory as _, FromArgMatches as _, error::ErrorKind, parser::ValueSource};
 use indicatif::MultiProgress;
+use plurality_failpoints as failpoints;
 
 use self::{
     args::{Cli, Command},
@@ -43,16 +44,7 @@ const SERVE_LEVEL: &str = "info";
 /// Carries out what was typed and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = parse();
-    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => {
-            let outcome = runtime.block_on(dispatch(cli));
-            // A verification that is under way would hold the process for seconds, and is made again at the next start.
-            runtime.shutdown_background();
-            outcome
-        }
-        Err(source) => Err(CliError::System { what: "runtime", source }),
-    };
-    match outcome {
+    match carry_out(cli) {
         Ok(()) => ExitCode::from(EXIT_DONE),
         Err(error) => {
             // Without standard error only the exit code is left to say it.
@@ -60,6 +52,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+fn carry_out(cli: Cli) -> Result<(), CliError> {
+    failpoints::arm()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| CliError::System { what: "runtime", source })?;
+    let outcome = runtime.block_on(dispatch(cli));
+    // A verification that is under way would hold the process for seconds, and is made again at the next start.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Reads the arguments; ends the process on `--help`, `--version` and wrong ones.

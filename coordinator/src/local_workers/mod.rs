@@ -20,6 +20,7 @@ use std::{
 };
 
 use plurality_common::limits::{BACKOFF_FIRST, BACKOFF_MAX};
+use plurality_failpoints::{self as failpoints, Point};
 use rustix::process::Signal;
 use thiserror::Error;
 use tokio::{process::Command, task::JoinHandle, time::Instant};
@@ -138,6 +139,9 @@ impl LocalWorkers {
         let log = state.join(LOG_NAME);
         write_address(&state, coordinator)?;
         let found = find(&state).await?;
+        if found.is_some() {
+            failpoints::pass(Point::LocalWorkerFound);
+        }
         let plan = Plan { program: program.clone(), slots, state, driver };
         let (process, taken_back) = match found {
             Some(found) if plan.is_of(&found) => {
@@ -154,6 +158,7 @@ impl LocalWorkers {
                 close_sessions(&plan.driver, false).await;
                 if log.exists() {
                     fs::rename(&log, plan.state.join(OLD_LOG_NAME)).map_err(start_error)?;
+                    failpoints::pass(Point::LocalWorkerLogMoved);
                 }
                 (plan.spawn()?, None)
             }

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use plurality_failpoints::{self as failpoints, Point};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use tokio::{
     process::{Child, Command},
@@ -58,7 +59,10 @@ impl Process {
         file.try_lock()?;
         // Who held it before is nobody to be taken for the new one.
         file.set_len(0)?;
-        command.stdin(file).spawn().map(Self::Child)
+        failpoints::pass(Point::LocalWorkerAwaited);
+        let child = command.stdin(file).spawn()?;
+        failpoints::pass(Point::LocalWorkerStarted);
+        Ok(Self::Child(child))
     }
 
     /// Waits until it has ended, and returns how, which only a parent hears.

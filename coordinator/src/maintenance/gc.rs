@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use plurality_failpoints::{self as failpoints, Point};
 use serde::Serialize;
 
 use super::{MaintenanceError, files, files::Found};
@@ -80,6 +81,7 @@ pub async fn collect(folder: &Path, is_dry_run: bool) -> Result<Collection, Main
         };
         if !is_dry_run {
             remove(folder, &file.path)?;
+            failpoints::pass_if(Point::LeftoverRemoved, |what| what == "needless");
         }
         collection.removed.push(Removed { file: file.path, size_bytes: file.size_bytes, reason });
     }

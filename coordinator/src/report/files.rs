@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use plurality_failpoints::{self as failpoints, Point};
 use thiserror::Error;
 
 /// End of a name while its file is being written.
@@ -116,7 +117,9 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
     file.write_all(bytes).map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
+    failpoints::pass_if(Point::FileWritten, |name| is_called(path, name));
     fs::rename(&temporary, path).map_err(failed("rename a file to", path))?;
+    failpoints::pass_if(Point::FileNamed, |name| is_called(path, name));
     sync_folder(path.parent().expect("the path was joined onto a folder"))
 }
 
@@ -134,9 +137,16 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), WriteError> {
 /// When it is there and cannot be removed.
 pub(crate) fn remove_if_there(path: &Path) -> Result<(), WriteError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
+        Ok(()) => failpoints::pass_if(Point::FileRemoved, |name| is_called(path, name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("remove", path)(error)),
     }
+    Ok(())
+}
+
+/// Says whether a strike at a file that calls it `name` means the one at `path`: by its own name or its folder's.
+fn is_called(path: &Path, name: &str) -> bool {
+    path.ends_with(name) || path.parent().is_some_and(|folder| folder.ends_with(name))
 }
 
 /// Says what was tried with which file.

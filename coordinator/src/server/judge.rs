@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use plurality_common::{id::AttemptId, recipe::parse::recipe_from_json};
+use plurality_failpoints::{self as failpoints, Point};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -138,6 +139,7 @@ impl<C: Check> Judge<C> {
     }
 
     async fn judge(&self, pending: PendingVerification) -> Result<VerificationOutcome, JudgeError> {
+        failpoints::pass(Point::ResultPending);
         let recipe = match recipe_from_json(&pending.recipe.json) {
             Ok(recipe) => recipe,
             // Nothing that happens later makes it readable.
@@ -166,7 +168,9 @@ impl<C: Check> Judge<C> {
             Ok(verified) => verified,
             Err(rejection) => return Ok(rejected(&rejection)),
         };
+        failpoints::pass(Point::ResultJudged);
         let predictions = self.artifacts.put(verified.predictions.to_safetensors()).await?;
+        failpoints::pass(Point::PredictionsStored);
         Ok(VerificationOutcome::Accepted(Verification {
             test_correct: verified.test.correct,
             test_total: verified.test.total,

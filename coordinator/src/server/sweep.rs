@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use plurality_common::digest::Digest;
+use plurality_failpoints::{self as failpoints, Point};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -74,8 +75,12 @@ impl Sweeper {
         let sweep = self.artifacts.sweep().await;
         let DiscardedSnapshots { blobs, next } = self.driver.discarded_snapshots(from, TURN_BLOBS).await?;
         for blob in blobs {
+            failpoints::pass(Point::BlobGivenUp);
             match sweep.remove(blob).await {
-                Ok(()) => tracing::debug!(%blob, "removed a snapshot that nobody needs any more"),
+                Ok(()) => {
+                    tracing::debug!(%blob, "removed a snapshot that nobody needs any more");
+                    failpoints::pass(Point::BlobRemoved);
+                }
                 Err(error) => tracing::warn!(%blob, "a snapshot is left behind: {}", chain(&error)),
             }
         }
@@ -100,7 +105,10 @@ impl Sweeper {
             let named: BTreeSet<Digest> = named.into_iter().map(|named| named.blob.sha256).chain(dataset).collect();
             for blob in turn.iter().filter(|blob| !named.contains(blob)) {
                 match sweep.remove_old(*blob).await {
-                    Ok(true) => tracing::info!(%blob, "removed a blob that no event names"),
+                    Ok(true) => {
+                        tracing::info!(%blob, "removed a blob that no event names");
+                        failpoints::pass_if(Point::LeftoverRemoved, |what| what == "unnamed");
+                    }
                     Ok(false) => {}
                     Err(error) => tracing::warn!(%blob, "a blob that nothing names is left behind: {}", chain(&error)),
                 }

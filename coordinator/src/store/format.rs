@@ -8,6 +8,8 @@ use std::{
     path::Path,
 };
 
+use plurality_failpoints::{self as failpoints, Point};
+
 use super::StoreError;
 
 /// Name and version of the state folder's format. A folder without a record is of the time before there was one, which is the
@@ -52,7 +54,9 @@ pub fn write(folder: &Path) -> Result<(), StoreError> {
     let written = File::create(&unfinished).and_then(|mut file| {
         writeln!(file, "{STATE_FORMAT}")?;
         file.sync_all()?;
+        failpoints::pass(Point::FormatWritten);
         fs::rename(&unfinished, folder.join(FORMAT_FILE))?;
+        failpoints::pass(Point::FormatNamed);
         File::open(folder)?.sync_all()
     });
     written.map_err(|source| StoreError::Folder { folder: folder.to_owned(), source })

@@ -12,6 +12,7 @@ mod tests;
 
 use std::{future::Future, io, path::PathBuf};
 
+use plurality_failpoints::{self as failpoints, Point};
 use thiserror::Error;
 
 use crate::core::Event;
@@ -123,4 +124,10 @@ pub enum StoreError {
     /// A test asked for it.
     #[error("event store failed as the test demands")]
     Injected,
+}
+
+/// Passes `point` with `events`: a strike there may name the kind that one of them has to be of, as the log names it.
+pub fn pass(point: Point, events: &[Event]) {
+    let is_of = |event: &Event, kind: &str| serde_json::to_value(event).is_ok_and(|event| event["event"] == kind);
+    failpoints::pass_if(point, |kind| events.iter().any(|event| is_of(event, kind)));
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use plurality_common::digest::{Digest, Hasher};
+use plurality_failpoints::{self as failpoints, Point};
 use sqlx::{
     ConnectOptions, Connection, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteLockingMode, SqliteSynchronous},
 };
 
-use super::{EventStore, StoreError, format, lock::FolderLock};
+use super::{EventStore, StoreError, format, lock::FolderLock, pass};
 use crate::core::{EVENTS_FORMAT, Event, OLDER_EVENTS_FORMATS};
 
 /// The database's name within the state folder.
@@ -116,6 +117,7 @@ impl EventStore for SqliteStore {
         if self.is_older {
             let update = sqlx::query(UPDATE_FORMAT).bind(EVENTS_FORMAT);
             update.execute(&mut *transaction).await.map_err(failed_to("write its format"))?;
+            failpoints::pass(Point::LogRenamed);
         }
         for event in events {
             let body = serde_json::to_string(event).expect("an event holds only text, finite numbers and enums");
@@ -123,6 +125,7 @@ impl EventStore for SqliteStore {
             let row = sqlx::query(APPEND_EVENT).bind(last).bind(body).bind(chain.to_string());
             row.execute(&mut *transaction).await.map_err(failed_to("append"))?;
         }
+        pass(Point::EventsWritten, events);
         transaction.commit().await.map_err(failed_to("commit"))?;
         (self.last, self.chain, self.is_older) = (last, chain, false);
         Ok(())
@@ -169,6 +172,7 @@ async fn make_tables(connection: &mut SqliteConnection) -> Result<(), StoreError
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(failed_to("make its tables"))?;
     let write = sqlx::query(WRITE_FORMAT).bind(EVENTS_FORMAT);
     write.execute(&mut *transaction).await.map_err(failed_to("write its format"))?;
+    failpoints::pass(Point::LogMade);
     transaction.commit().await.map_err(failed_to("commit"))
 }
 
