@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Parser as _;
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_worker::{agent, cli, config, drain, logging, signals};
 use tokio::task::JoinSet;
 
@@ -31,11 +32,17 @@ fn main() -> ExitCode {
             return cli::USAGE.into();
         }
     };
+    if let Err(error) = failpoints::arm() {
+        cli::print_error(&error);
+        return cli::USAGE.into();
+    }
     logging::start(settings.log_format);
+    failpoints::pass(Point::WorkerBegun);
     let outcome = match settings.connect {
         config::Connect::AsFileSays(_) => say_who_it_is().map_err(anyhow::Error::from),
         config::Connect::To(_) => Ok(()),
     };
+    failpoints::pass(Point::WorkerNamed);
     match outcome.and_then(|()| run(settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -13,6 +13,7 @@ use plurality_common::{
     limits::BLOB_BYTES_MAX,
     trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TRAINER_FORMAT, TrainerSpec},
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_proto::v1::{self, worker_service_client::WorkerServiceClient};
 use tokio::{
     sync::{Semaphore, watch},
@@ -145,6 +146,7 @@ impl Attempt {
 
     async fn work(&mut self, assignment: Result<Assignment, AssignmentError>) -> Result<(), Ended> {
         let assignment = assignment?;
+        failpoints::pass(Point::AttemptTaken);
         let context = Arc::clone(&self.context);
         let mut orders = self.orders.clone();
         let prepare = async {
@@ -182,6 +184,7 @@ impl Attempt {
             ended = ordered(&mut self.orders) => return Err(ended),
             started = self.context.trainers.start(spec) => started?,
         };
+        failpoints::pass(Point::TrainerStarted);
         let mut outbox = Outbox::new(Arc::clone(&self.context), self.handle.clone());
         let mut following = Following {
             report: &self.report,
@@ -241,6 +244,7 @@ impl Attempt {
     }
 
     async fn hand_over(&self, trained: &Trained, folder: &Path) -> Result<(), Failure> {
+        failpoints::pass(Point::ResultFound);
         let checkpoint_path = folder.join(CHECKPOINT_FILE);
         let predictions_path = folder.join(PREDICTIONS_FILE);
         let checkpoint = describe_result(&checkpoint_path).await?;
@@ -248,9 +252,11 @@ impl Attempt {
         for _ in 0..COMMIT_ROUNDS_MAX {
             let files = [(checkpoint, checkpoint_path.as_path()), (predictions, predictions_path.as_path())];
             self.context.transfer.upload_missing(&files, Sent::Result).await?;
+            failpoints::pass(Point::ResultSent);
             let response = self.commit(trained, checkpoint, predictions).await?;
             match response.outcome() {
                 v1::CommitOutcome::Accepted => {
+                    failpoints::pass(Point::ResultAccepted);
                     tracing::info!("handed over");
                     return Ok(());
                 }
@@ -325,6 +331,7 @@ impl Attempt {
         if !self.context.link.borrow().is_up() {
             tracing::warn!("given up: the coordinator cannot be told");
         } else if timeout(GIVE_BACK_TIMEOUT, self.report_failure(failure)).await.is_ok() {
+            failpoints::pass(Point::AttemptGivenBack);
             tracing::info!("given back");
         } else {
             tracing::warn!("given up: the coordinator did not answer in time");

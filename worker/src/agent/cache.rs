@@ -9,6 +9,7 @@ use std::{
 };
 
 use plurality_common::{blob::BlobRef, digest::Digest, limits::BLOB_BYTES_MAX};
+use plurality_failpoints::{self as failpoints, Point};
 use tempfile::TempDir;
 use thiserror::Error;
 use tokio::sync::OnceCell;
@@ -153,6 +154,8 @@ async fn is_intact(blob: BlobRef, path: &Path) -> io::Result<bool> {
 fn store(partial: &Path, path: &Path) -> io::Result<()> {
     let folder = path.parent().expect("a blob's path has a folder");
     fs::create_dir_all(folder)?;
+    failpoints::pass(Point::DownloadChecked);
     fs::rename(partial, path)?;
+    failpoints::pass(Point::DownloadNamed);
     File::open(folder)?.sync_all()
 }

@@ -28,6 +28,7 @@ use plurality_common::{
     id::AttemptId,
     limits::{LEASE, ORPHAN_TIMEOUT},
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_proto::v1::{self, instruction::Kind, worker_service_client::WorkerServiceClient};
 use thiserror::Error;
 use tokio::{
@@ -427,6 +428,7 @@ impl Agent {
 
     /// Asked to leave now: trainings end, finished results may still be handed over.
     fn give_back(&mut self) {
+        failpoints::pass(Point::LeaveBegun);
         self.is_leaving = true;
         self.leave_by = Some(Instant::now() + self.drain_timeout.saturating_sub(FAREWELL_TIMEOUT));
         let give_back = self.give_back_order();

@@ -10,6 +10,7 @@ use std::{
     process,
 };
 
+use plurality_failpoints::{self as failpoints, Point};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use thiserror::Error;
@@ -112,6 +113,7 @@ impl Scratch {
         sweep(&instances).map_err(failed("sweep what dead workers left"))?;
         let folder = instances.join(instance);
         fs::create_dir_all(folder.join(PARTIAL)).map_err(failed("make a folder"))?;
+        failpoints::pass(Point::ScratchMade);
         let lock = open_lock(&folder.join(LOCK)).map_err(failed("make a lock"))?;
         lock.lock().map_err(failed("take a lock"))?;
         let process = i32::try_from(process::id()).expect("process numbers fit into 31 bits");
@@ -159,7 +161,10 @@ fn sweep(instances: &Path) -> io::Result<()> {
         }
         let removed = if folder.is_dir() { fs::remove_dir_all(&folder) } else { fs::remove_file(&folder) };
         match removed {
-            Ok(()) => tracing::info!("removed what a dead worker left in {}", folder.display()),
+            Ok(()) => {
+                tracing::info!("removed what a dead worker left in {}", folder.display());
+                failpoints::pass(Point::ScratchSwept);
+            }
             Err(error) => tracing::warn!("failed to remove {}: {error}", folder.display()),
         }
     }

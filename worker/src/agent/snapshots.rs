@@ -17,6 +17,7 @@ use plurality_common::{
     blob::BlobRef,
     limits::BLOB_BYTES_MAX,
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_proto::v1;
 use tokio::time::timeout;
 use tonic::Code;
@@ -79,6 +80,7 @@ impl Outbox {
     /// Takes a snapshot over, in the place of one that waits.
     pub async fn put(&mut self, written: Written) {
         tracing::debug!("snapshot of step {} is written", written.step);
+        failpoints::pass(Point::SnapshotNoticed);
         let given_up = match self.interest {
             Interest::Given => self.waiting.replace(written),
             Interest::None => Some(written),
@@ -172,9 +174,13 @@ impl Context {
         for _ in 0..SAVE_ROUNDS_MAX {
             let files = [(blob, path.as_path())];
             self.transfer.upload_missing(&files, Sent::Snapshot).await.map_err(Failure::from)?;
+            failpoints::pass(Point::SnapshotSent);
             match self.save(handle, SnapshotRef { step: *step, blob }, class).await? {
                 v1::SnapshotOutcome::BlobMissing => tracing::warn!("the coordinator lacks the snapshot again"),
-                outcome => return Ok(outcome),
+                outcome => {
+                    failpoints::pass(Point::SnapshotKept);
+                    return Ok(outcome);
+                }
             }
         }
         let words = format!("the coordinator lacked its file {SAVE_ROUNDS_MAX} times");
@@ -263,6 +269,7 @@ pub async fn fetch(transfer: &Transfer, snapshots: &[SnapshotRef], attempt_folde
         }
         remove(&path).await;
     }
+    failpoints::pass(Point::SnapshotsFetched);
     fetched
 }
 

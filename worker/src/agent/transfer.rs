@@ -13,6 +13,7 @@ use plurality_common::{
     blob::BlobRef,
     limits::{CHUNK_BYTES, CHUNK_SENT_BYTES, UPLOADS_PER_WORKER_MAX},
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_proto::v1::{self, blob_service_client::BlobServiceClient};
 use thiserror::Error;
 use tokio::{
@@ -68,6 +69,16 @@ pub enum Sent {
     Result,
     /// A snapshot: the next one will do.
     Snapshot,
+}
+
+impl Sent {
+    /// Returns what a strike calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Result => "result",
+            Self::Snapshot => "snapshot",
+        }
+    }
 }
 
 /// Moves blobs between the coordinator and files.
@@ -140,6 +151,9 @@ impl Transfer {
                 stored += chunk.len() as u64;
                 let file = Arc::clone(&file);
                 blocking(move || (&*file).write_all(&chunk)).await.map_err(|error| Cut::File("write", error))?;
+                if stored < blob.size_bytes {
+                    failpoints::pass(Point::DownloadBegun);
+                }
             }
         }
         blocking(move || file.sync_all()).await.map_err(|error| Cut::File("sync", error))
@@ -188,7 +202,7 @@ impl Transfer {
                 tries.note_progress();
             }
             stored_before = status.committed_bytes;
-            match self.upload_rest(blob, path, stored_before).await {
+            match self.upload_rest(blob, path, stored_before, sent).await {
                 Ok(stored) if stored == blob.size_bytes => return Ok(()),
                 Ok(stored) => tries.pause(&Status::data_loss(format!("upload ended at byte {stored}"))).await?,
                 Err(Cut::Status(status)) => tries.pause(&status).await?,
@@ -202,7 +216,7 @@ impl Transfer {
         Ok(in_time(CALL_TIMEOUT, self.blobs.clone().upload_status(request)).await?.into_inner())
     }
 
-    async fn upload_rest(&self, blob: BlobRef, path: &Path, offset_bytes: u64) -> Result<u64, Cut> {
+    async fn upload_rest(&self, blob: BlobRef, path: &Path, offset_bytes: u64, sent: Sent) -> Result<u64, Cut> {
         let _until_sent = self.uploads.acquire().await.expect("uploads are never forbidden");
         let path = path.to_owned();
         let opened = blocking(move || {
@@ -219,7 +233,7 @@ impl Transfer {
             // First: a coordinator that answers early wants no more chunks.
             biased;
             response = &mut answer => response,
-            fed = feed(queue, file, blob, offset_bytes) => {
+            fed = feed(queue, file, blob, offset_bytes, sent) => {
                 fed.map_err(|error| Cut::File("read", error))?;
                 answer.await
             }
@@ -234,6 +248,7 @@ async fn feed(
     file: Arc<File>,
     blob: BlobRef,
     mut offset_bytes: u64,
+    sent: Sent,
 ) -> io::Result<()> {
     loop {
         let reading = Arc::clone(&file);
@@ -245,6 +260,7 @@ async fn feed(
         if is_stopped || chunk_bytes == 0 || offset_bytes >= blob.size_bytes {
             return Ok(());
         }
+        failpoints::pass_if(Point::UploadBegun, |wanted| wanted == sent.name());
     }
 }
 

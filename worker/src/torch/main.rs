@@ -42,6 +42,7 @@ use std::{panic, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use plurality_common::trainer::{TrainerEvent, TrainerSpec};
+use plurality_failpoints as failpoints;
 use tch::Device;
 
 use engine::EngineChoice;
@@ -91,6 +92,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Err(error) = failpoints::arm() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     let outcome = if arguments.check {
         check(&arguments)
     } else if arguments.bench_product {

@@ -11,6 +11,7 @@ use plurality_common::{
     trainer::{CHECKPOINT_FILE, PREDICTIONS_FILE, TrainerSpec},
     weights::{Metadata, Weights},
 };
+use plurality_failpoints::{self as failpoints, Point};
 
 use super::error::TrainError;
 
@@ -27,10 +28,14 @@ pub fn write(spec: &TrainerSpec, weights: &Weights, predictions: &Predictions) -
 
 /// Writes beside, syncs, renames, syncs the folder.
 pub fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let is_called = |beginning: &str| name.starts_with(beginning);
     let unfinished = folder.join(format!("{name}.unfinished"));
     let mut file = File::create(&unfinished)?;
+    failpoints::pass_if(Point::OutputBegun, is_called);
     file.write_all(bytes)?;
     file.sync_all()?;
+    failpoints::pass_if(Point::OutputWritten, is_called);
     fs::rename(&unfinished, folder.join(name))?;
+    failpoints::pass_if(Point::OutputNamed, is_called);
     File::open(folder)?.sync_all()
 }

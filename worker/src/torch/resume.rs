@@ -12,6 +12,7 @@ use plurality_common::{
     trainer::{TrainerEvent, TrainerSpec},
     weights::Weights,
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_worker::fused::Kept;
 
 use super::{clock::cpu_time, course::Course, error::TrainError, output, pipe::Wishes, train::Trainer};
@@ -141,6 +142,7 @@ impl<'a> Snapshots<'a> {
         let file = format!("snapshot-{}.safetensors", trainer.step);
         output::write_synced(&self.spec.out, &file, &Snapshot { metadata, tensors }.to_safetensors())
             .map_err(|source| TrainError::Output { name: "snapshot", source })?;
+        failpoints::pass(Point::SnapshotWritten);
         report(TrainerEvent::Snapshot { step: trainer.step, file });
         (self.last, self.last_step) = (Instant::now(), Some(trainer.step));
         Ok(())

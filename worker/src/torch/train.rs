@@ -10,6 +10,7 @@ use plurality_common::{
     trainer::{TRAINER_FORMAT, TrainerEvent, TrainerSpec},
     weights::Weights,
 };
+use plurality_failpoints::{self as failpoints, Point};
 use plurality_worker::fused::Kept;
 use tch::Device;
 
@@ -93,6 +94,7 @@ pub fn train(
     }
     let validation_accuracy = course.accuracy(recipe.training.keep);
     finish(spec, &mut trainer, course, reporter.mean_loss)?;
+    failpoints::pass(Point::TrainingEnded);
     let spent = snapshots.spent();
     Ok(TrainerEvent::Finished {
         validation_accuracy,
