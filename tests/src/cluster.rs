@@ -4,14 +4,16 @@
 //! pass alone.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
-    future::Future,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
+use plurality_failpoints::FILE_VARIABLE;
 use plurality_proto::v1::{
     self, GetRequest, MemberStatus, ReportRequest, RunStatus, SubmitRequest, WorkersRequest,
     run_service_client::RunServiceClient,
@@ -23,6 +25,8 @@ use tonic::transport::Channel;
 pub const PATIENCE: Duration = Duration::from_secs(240);
 /// Where a coordinator listens that only this machine is to reach.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// The signal that nobody can refuse.
+const KILLED: i32 = 9;
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -43,7 +47,7 @@ pub fn binary(name: &str) -> PathBuf {
 /// # Panics
 ///
 /// Panics at the deadline, saying `what` did not come true.
-pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
@@ -64,7 +68,13 @@ pub struct Process {
 impl Process {
     /// Starts `program` with `arguments`, its output in `log`.
     pub fn start(program: &str, arguments: &[&str], log: &Path) -> Self {
-        Self::spawn(program, Command::new(binary(program)).args(arguments), log)
+        Self::start_where(program, arguments, log, &[])
+    }
+
+    /// Starts `program` as [`Self::start`] does, with the variables of `environment`.
+    pub fn start_where(program: &str, arguments: &[&str], log: &Path, environment: &[(&str, &OsStr)]) -> Self {
+        let mut command = Command::new(binary(program));
+        Self::spawn(program, command.args(arguments).envs(environment.iter().copied()), log)
     }
 
     /// Starts `program` with `arguments` where no more than `files` may be open at a time, its output in `log`.
@@ -109,6 +119,11 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Returns how it ended, if it has.
+    pub fn end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("our own child can be waited for")
+    }
+
     /// Ends it at once with SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().expect("our own child can be killed");
@@ -124,7 +139,7 @@ impl Process {
     pub async fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("our own child can be waited for") {
+            if let Some(status) = self.end() {
                 return status;
             }
             assert!(Instant::now() < deadline, "process did not end within {PATIENCE:?}:\n{}", self.output());
@@ -214,6 +229,8 @@ pub struct Cluster {
     pub state: PathBuf,
     /// Further arguments of the coordinator.
     further: Vec<String>,
+    /// Whether the coordinator that was started last is to die somewhere.
+    is_armed: bool,
     /// Everything of this cluster; last, so that it is removed after the processes that write into it have ended.
     pub folder: TempDir,
 }
@@ -221,9 +238,14 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `coordinator serve` on a free port.
     pub async fn start() -> Self {
+        Self::start_given(&[]).await
+    }
+
+    /// Starts `coordinator serve` on a free port, with further arguments.
+    pub async fn start_given(further: &[&str]) -> Self {
         let folder = TempDir::new().expect("the temporary folder is writable");
         let state = folder.path().join("state");
-        Self::start_with(folder, state, LOOPBACK, &[]).await
+        Self::start_with(folder, state, LOOPBACK, further).await
     }
 
     /// Starts `coordinator serve` on a free port of `address`, which others than this machine reach.
@@ -239,15 +261,80 @@ impl Cluster {
         Self::start_with(folder, disk.join("state"), LOOPBACK, further).await
     }
 
+    /// Starts `coordinator serve`, which dies where the file `strike` says, and hands that on to a local worker. It may have died
+    /// when this returns; then [`Self::listens`] says so.
+    pub async fn start_armed(strike: &Path, further: &[&str]) -> Self {
+        let folder = TempDir::new().expect("the temporary folder is writable");
+        let state = folder.path().join("state");
+        let further: Vec<String> = further.iter().map(|&word| word.to_owned()).collect();
+        let address = SocketAddr::new(LOOPBACK, 0);
+        let coordinator = launch(folder.path(), &state, &further, address, 0, Some(strike));
+        let mut cluster = Self { folder, state, further, address, coordinator, starts: 1, is_armed: true };
+        cluster.settle().await;
+        cluster
+    }
+
+    /// Starts the coordinator again, as [`Self::start_armed`] does.
+    pub async fn restart_armed(&mut self, strike: &Path) {
+        let listen = self.address;
+        self.coordinator = launch(self.folder.path(), &self.state, &self.further, listen, self.starts, Some(strike));
+        (self.starts, self.is_armed) = (self.starts + 1, true);
+        self.settle().await;
+    }
+
+    /// Waits until the coordinator listens or has ended.
+    async fn settle(&mut self) {
+        let coordinator = &mut self.coordinator;
+        let address = wait_for("the coordinator listens or has ended", async || {
+            let address = address_in(&coordinator.output());
+            let is_settled = address.is_some() || coordinator.end().is_some();
+            is_settled.then_some(address)
+        });
+        self.address = address.await.unwrap_or(self.address);
+    }
+
+    /// Says whether the coordinator has ever listened.
+    pub fn listens(&self) -> bool {
+        self.address.port() != 0
+    }
+
+    /// Says whether the coordinator that was started last is to die somewhere.
+    pub fn is_armed(&self) -> bool {
+        self.is_armed
+    }
+
+    /// Stops the coordinator in order.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it ends with an error.
+    pub async fn stop_coordinator(&mut self) {
+        self.coordinator.signal("TERM");
+        let end = self.coordinator.ended().await;
+        assert!(end.success(), "{}", self.coordinator.output());
+    }
+
+    /// Waits until the coordinator has died by SIGKILL, and starts it again.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it lives on, or ends in another way.
+    pub async fn outlive(&mut self) {
+        let end = self.coordinator.ended().await;
+        assert_eq!(end.signal(), Some(KILLED), "{}", self.coordinator.output());
+        self.restart_coordinator().await;
+    }
+
     async fn start_with(folder: TempDir, state: PathBuf, address: IpAddr, further: &[&str]) -> Self {
         let further: Vec<String> = further.iter().map(|&word| word.to_owned()).collect();
         let listen = SocketAddr::new(address, 0);
         let (coordinator, address) = serve(folder.path(), &state, &further, listen, 0).await;
-        Self { folder, state, further, address, coordinator, starts: 1 }
+        Self { folder, state, further, address, coordinator, starts: 1, is_armed: false }
     }
 
     /// Starts the coordinator again, on the same port and the same state.
     pub async fn restart_coordinator(&mut self) {
+        self.is_armed = false;
         (self.coordinator, self.address) =
             serve(self.folder.path(), &self.state, &self.further, self.address, self.starts).await;
         self.starts += 1;
@@ -335,6 +422,25 @@ impl Cluster {
     }
 }
 
+/// Starts a coordinator for the `start`-th time, to die where the file `strike` says.
+fn launch(
+    folder: &Path,
+    state: &Path,
+    further: &[String],
+    listen: SocketAddr,
+    start: usize,
+    strike: Option<&Path>,
+) -> Process {
+    let (state, listen) = (state.to_string_lossy(), listen.to_string());
+    let mut arguments = vec!["serve", "--listen", &listen, "--state", &state];
+    arguments.extend(further.iter().map(String::as_str));
+    let log = folder.join(format!("coordinator-{start}.log"));
+    // The interval is for local workers: snapshots as often as the trainer can.
+    let often = ("PLURALITY_SNAPSHOT_INTERVAL", OsStr::new("0"));
+    let environment = strike.map(|strike| [(FILE_VARIABLE, strike.as_os_str()), often]);
+    Process::start_where("coordinator", &arguments, &log, environment.as_ref().map_or(&[], |both| both))
+}
+
 async fn serve(
     folder: &Path,
     state: &Path,
@@ -342,10 +448,7 @@ async fn serve(
     listen: SocketAddr,
     start: usize,
 ) -> (Process, SocketAddr) {
-    let (state, listen) = (state.to_string_lossy(), listen.to_string());
-    let mut arguments = vec!["serve", "--listen", &listen, "--state", &state];
-    arguments.extend(further.iter().map(String::as_str));
-    let process = Process::start("coordinator", &arguments, &folder.join(format!("coordinator-{start}.log")));
+    let process = launch(folder, state, further, listen, start, None);
     let address = wait_for("the coordinator says where it listens", || async { address_in(&process.output()) }).await;
     (process, address)
 }

@@ -6,4 +6,5 @@ pub mod line;
 pub mod network;
 pub mod recipes;
 pub mod small_disk;
+pub mod strikes;
 pub mod workspace;

@@ -1,6 +1,6 @@
 //! Small recipes for the tests of the whole.
 
-use plurality_common::recipe::{Recipe, parse::recipe_from_toml};
+use plurality_common::recipe::{Recipe, Schedule, parse::recipe_from_toml};
 
 /// Returns a small fully connected network that takes `epochs` passes over 2,000 images; a pass takes some hundredths of
 /// a second.
@@ -16,12 +16,22 @@ pub fn small_toml(epochs: u32) -> String {
 /// Returns a fully connected network with `outputs` hidden units, each of them three kilobytes of checkpoint, trained for some
 /// seconds.
 pub fn wide(outputs: u32) -> Recipe {
-    parsed(&with_hidden(outputs, 10))
+    parsed(&wide_toml(outputs))
+}
+
+/// Returns [`wide`] as people write it.
+pub fn wide_toml(outputs: u32) -> String {
+    with_hidden(outputs, 10)
 }
 
 fn with_hidden(outputs: u32, epochs: u32) -> String {
     let hidden = format!(r#"{{ kind = "linear", outputs = {outputs} }}, {{ kind = "relu" }},"#);
     toml(epochs, &format!("\n    {hidden}\n    {{ kind = \"linear\", outputs = 10 }},"))
+}
+
+/// Returns a network whose loss is soon no number.
+pub fn diverging() -> Recipe {
+    Recipe { schedule: Schedule::Constant { rate: 1e30, warmup: 0.0 }, ..small(10) }
 }
 
 /// Returns a network with every kind of layer there is, trained for a moment.
