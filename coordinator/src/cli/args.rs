@@ -150,8 +150,8 @@ pub struct ServerArgs {
     /// Refuses uploads while they would leave less than this free on the disk of the state folder [default: 512MiB]
     #[arg(long, value_name = "SIZE", env = "PLURALITY_DISK_RESERVE", hide_env = true)]
     pub disk_reserve: Option<ByteSize>,
-    /// How long workers train on while this coordinator is away, and how long silent ones are waited for: 90s, 15m, 1h;
-    /// a worker's own --orphan-timeout wins for the former [default: 1h]
+    /// How long workers train on while this coordinator is away unless their own flag says otherwise, and how long silent
+    /// ones are waited for, such as 90s, 15m or 1h [default: 1h]
     #[arg(long, value_name = "TIME", env = "PLURALITY_ORPHAN_TIMEOUT", hide_env = true)]
     pub orphan_timeout: Option<Span>,
     /// Answers gRPC reflection, for tools such as grpcurl

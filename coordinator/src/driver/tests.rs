@@ -11,14 +11,12 @@ use plurality_common::{
     limits,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     task::{JoinHandle, JoinSet, yield_now},
     time::Instant,
 };
 
-use super::{
-    BATCH_MESSAGES, Changes, Driver, DriverError, Environment, Handle, MAILBOX_MESSAGES, StartError, handle::PATIENCE,
-};
+use super::{Changes, Driver, DriverError, Environment, Handle, MAILBOX_MESSAGES, StartError, handle::PATIENCE};
 use crate::{
     core::{
         AttemptReport, AttemptStatus, CommitVerdict, Event, Instruction, MemberResult, PendingVerification, RecipeText,
@@ -35,6 +33,8 @@ type Running = (Handle, JoinHandle<Result<(), StoreError>>);
 struct HangingStore {
     store: MemoryStore,
     permits: Arc<Semaphore>,
+    /// Told of each append that begins.
+    begun: Arc<Notify>,
 }
 
 impl EventStore for HangingStore {
@@ -43,6 +43,7 @@ impl EventStore for HangingStore {
     }
 
     async fn append(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        self.begun.notify_one();
         self.permits.acquire().await.unwrap().forget();
         self.store.append(events).await
     }
@@ -469,15 +470,19 @@ async fn a_wall_clock_that_jumps_by_hours_changes_nothing_but_the_times_that_peo
 
 #[tokio::test(start_paused = true)]
 async fn callers_are_turned_away_while_the_mailbox_is_full_and_what_was_taken_is_answered() {
-    let permits = Arc::new(Semaphore::new(0));
-    let store = HangingStore { store: MemoryStore::default(), permits: Arc::clone(&permits) };
+    let (permits, begun) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let store =
+        HangingStore { store: MemoryStore::default(), permits: Arc::clone(&permits), begun: Arc::clone(&begun) };
     let (handle, _task) = Driver::spawn(store, Environment::system(Timing::default())).await.unwrap();
     let mut taken = JoinSet::new();
-    // What is being decided, what waits, and one of the coordinator's own calls that waits for room.
-    for number in 0..BATCH_MESSAGES + MAILBOX_MESSAGES + 1 {
+    let mut register = |number: usize| {
         let handle = handle.clone();
         taken.spawn(async move { handle.register(registration(&format!("worker {number}"), vec![])).await.map(drop) });
-    }
+    };
+    // What is being stored; then what waits, and one of the coordinator's own calls that waits for room.
+    register(0);
+    begun.notified().await;
+    (1..=MAILBOX_MESSAGES + 1).for_each(register);
     while handle.mailbox.capacity() > 0 {
         yield_now().await;
     }
@@ -492,5 +497,5 @@ async fn callers_are_turned_away_while_the_mailbox_is_full_and_what_was_taken_is
     }
     outside.register(registration("late", vec![])).await.unwrap();
     let views = outside.worker_views().await.unwrap();
-    assert_eq!(views.len(), BATCH_MESSAGES + MAILBOX_MESSAGES + 2);
+    assert_eq!(views.len(), MAILBOX_MESSAGES + 3);
 }
