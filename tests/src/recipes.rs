@@ -13,15 +13,15 @@ pub fn small_toml(epochs: u32) -> String {
     with_hidden(32, epochs)
 }
 
-/// Returns a fully connected network with `outputs` hidden units, each of them three kilobytes of checkpoint, trained for some
-/// seconds.
-pub fn wide(outputs: u32) -> Recipe {
-    parsed(&wide_toml(outputs))
+/// Returns a fully connected network with `outputs` hidden units, each of them three kilobytes of checkpoint, that takes `epochs`
+/// passes.
+pub fn wide(outputs: u32, epochs: u32) -> Recipe {
+    parsed(&wide_toml(outputs, epochs))
 }
 
 /// Returns [`wide`] as people write it.
-pub fn wide_toml(outputs: u32) -> String {
-    with_hidden(outputs, 10)
+pub fn wide_toml(outputs: u32, epochs: u32) -> String {
+    with_hidden(outputs, epochs)
 }
 
 fn with_hidden(outputs: u32, epochs: u32) -> String {

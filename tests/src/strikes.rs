@@ -29,6 +29,8 @@ pub const SEED: u64 = 5;
 pub const OFTEN: &[&str] = &["--snapshot-interval", "0"];
 /// Hidden units of [`recipe`]: its checkpoint takes two chunks, each of its snapshots three.
 const OUTPUTS: u32 = 180;
+/// Passes of [`recipe`]: long enough for more snapshots than are kept, 0.2 s apart, also where nothing else runs.
+const EPOCHS: u32 = 60;
 /// Training images, as many as the recipes of tests take: in four chunks.
 const TRAIN_IMAGES: usize = 2500;
 /// Test images.
@@ -36,12 +38,12 @@ const TEST_IMAGES: usize = 500;
 
 /// Returns what is trained unless a strike needs something else: a second or so, with files of more than one chunk each.
 pub fn recipe() -> Recipe {
-    recipes::wide(OUTPUTS)
+    recipes::wide(OUTPUTS, EPOCHS)
 }
 
 /// Returns [`recipe`] as people write it.
 pub fn recipe_toml() -> String {
-    recipes::wide_toml(OUTPUTS)
+    recipes::wide_toml(OUTPUTS, EPOCHS)
 }
 
 /// A strike in a file, until it has struck.

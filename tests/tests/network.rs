@@ -178,7 +178,7 @@ fn a_line_that_loses_a_fifth_of_all_packets_and_takes_200_ms_loses_no_step() {
 
 #[test]
 fn a_lease_outlives_an_upload_that_fills_a_slow_line_for_longer() {
-    check(&recipes::wide(WIDE), 1, &[], async |scene| {
+    check(&recipes::wide(WIDE, 10), 1, &[], async |scene| {
         scene.network.set(Quality { bytes_per_second: Some(64_000), ..Quality::GOOD });
         let is_uploading = |run: &v1::Run| attempts(run).any(|attempt| attempt.status() == AttemptStatus::Uploading);
         scene.until("the result is uploaded", is_uploading).await;
