@@ -57,7 +57,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Returns a handle for calls from outside, which end with [`DriverError::Overloaded`] after [`PATIENCE`]. The
+    /// Returns a handle for calls from outside, which end with [`DriverError::Overloaded`] after ten seconds. The
     /// coordinator's own tasks wait as long as it takes.
     pub fn for_callers(&self) -> Self {
         Self { patience: Some(PATIENCE), ..self.clone() }
