@@ -106,8 +106,10 @@ fn inspect(container: &str, field: &str) -> String {
     docker(&["inspect", "--format", &format, container]).expect("the container exists").trim().to_owned()
 }
 
+/// Says whether a trainer trains there; one that only looks what it runs on does not.
 fn is_training(container: &str) -> bool {
-    docker(&["top", container]).is_ok_and(|processes| processes.contains("worker-trainer"))
+    let trains = |process: &str| process.contains("worker-trainer") && !process.contains("--check");
+    docker(&["top", container]).is_ok_and(|processes| processes.lines().any(trains))
 }
 
 /// Returns the one `report.json` under `folder`.
