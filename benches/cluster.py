@@ -8,21 +8,17 @@ import sqlite3
 import subprocess
 import time
 
-from machine import BUILT
+from machine import BUILT, TICKS_PER_SECOND, cpu_seconds
 
 COORDINATOR = BUILT / "coordinator"
 WORKERS = BUILT / "synthetic-workers"
-# What `getconf CLK_TCK` says: /proc counts CPU time in these.
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # How long a program may take to start, or to end when it is asked to.
 PATIENCE_S = 60
 
 
-def cpu_seconds(process):
+def used_cpu_seconds(process):
     """CPU seconds that a process has used."""
-    # The name before it, in brackets, may hold spaces.
-    fields = (pathlib.Path("/proc") / str(process.pid) / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+    return cpu_seconds((pathlib.Path("/proc") / str(process.pid) / "stat").read_text())[1]
 
 
 def machine_cpu_seconds():
@@ -73,7 +69,7 @@ class Coordinator:
         return (pathlib.Path("/proc") / str(self.process.pid) / name).read_text()
 
     def cpu_seconds(self):
-        return cpu_seconds(self.process)
+        return used_cpu_seconds(self.process)
 
     def memory_mb(self, key="VmRSS"):
         """`VmRSS` is what is resident, `VmHWM` the most that was."""

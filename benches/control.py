@@ -11,7 +11,7 @@ import pathlib
 import tempfile
 import time
 
-from cluster import Coordinator, Workers, cpu_seconds, machine_cpu_seconds, prepare
+from cluster import Coordinator, Workers, machine_cpu_seconds, prepare, used_cpu_seconds
 from machine import ROOT, provenance
 
 RESULT = ROOT / "docs" / "results" / "control.md"
@@ -38,7 +38,7 @@ class Watch:
         self.look()
 
     def look(self):
-        ours = self.coordinator.cpu_seconds() + cpu_seconds(self.fleet.process)
+        ours = self.coordinator.cpu_seconds() + used_cpu_seconds(self.fleet.process)
         self.beside.append((time.monotonic(), machine_cpu_seconds() - ours))
         self.looks.append((time.monotonic(), self.coordinator.cpu_seconds()))
         self.files = max(self.files, self.coordinator.open_files())

@@ -7,28 +7,19 @@ members. Local workers are processes of their own and not counted. Run it on a m
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import tempfile
 import time
 
-from machine import BUILT, ROOT, provenance
+from machine import BUILT, ROOT, cpu_seconds, provenance
 
 COORDINATOR = BUILT / "coordinator"
 RESULT = ROOT / "docs" / "results" / "ensemble.md"
 KEPT = ROOT / "results"
-TICKS = os.sysconf("SC_CLK_TCK")
 # The name that the coordinator gives to the threads of its verification.
 VERIFY = "verify-"
-
-
-def cpu_seconds(stat):
-    """CPU seconds, user and system, from the text of a /proc stat file, and the name in it."""
-    name, _, rest = stat.partition("(")[2].rpartition(")")
-    fields = rest.split()
-    return name, (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def sample(process):

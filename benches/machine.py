@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What `getconf CLK_TCK` says: /proc counts CPU time in these.
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # Where cargo put the programs that are measured.
 BUILT = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release"
 
@@ -16,6 +18,14 @@ def processor():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def cpu_seconds(stat):
+    """CPU seconds, user and system, of a process or thread from the text of its /proc stat file, and its name."""
+    # The name, in brackets, may hold spaces and brackets.
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return name, (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def commit():
