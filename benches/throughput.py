@@ -51,15 +51,20 @@ def programs(recipe, rate, modes, python):
     return commands
 
 
+def with_rate(rate):
+    """The recipe as it is but for its constant learning rate."""
+    before, line, after = RECIPE.read_text().partition(f"\nrate = {RATE}\n")
+    if not line:
+        raise SystemExit(f"throughput: {RECIPE.name} has no line `rate = {RATE}`")
+    return f"{before}\nrate = {rate:.6f}\n{after}"
+
+
 def measure(batch, modes, arguments):
     """Returns what each program printed in each round, and the best rate of a matrix product in each, in GFLOP/s."""
     rate = RATE * batch / RATE_BATCH
     with tempfile.TemporaryDirectory() as folder:
         recipe = pathlib.Path(folder) / RECIPE.name
-        before, line, after = RECIPE.read_text().partition(f"\nrate = {RATE}\n")
-        if not line:
-            raise SystemExit(f"throughput: {RECIPE.name} has no line `rate = {RATE}`")
-        recipe.write_text(f"{before}\nrate = {rate:.6f}\n{after}")
+        recipe.write_text(with_rate(rate))
         commands = programs(recipe, rate, modes, arguments.python)
         printed, products = {name: [] for name in commands}, []
         for number in range(arguments.rounds):

@@ -2,6 +2,7 @@
 
 use plurality_proto::v1::WorkerStatus;
 use plurality_tests::{
+    cluster::wait_for,
     recipes,
     strikes::{Struck, busy_worker, check_nothing_lost, recipe, submit, submit_one},
 };
@@ -62,9 +63,9 @@ async fn next_coordinator_dies(strike: &str) {
     struck.cluster.coordinator.kill();
     struck.restart().await;
     struck.outlive().await;
-    let last = struck.cluster.coordinator.output();
+    let takes_back = async || struck.cluster.coordinator.output().contains("taking back the local worker").then_some(());
+    wait_for("the coordinator takes its worker back", takes_back).await;
     check_nothing_lost(&struck.completed(&run, &recipe).await);
-    assert!(last.contains("taking back the local worker"), "{last}");
     check_one_worker(struck).await;
 }
 
