@@ -63,7 +63,8 @@ async fn next_coordinator_dies(strike: &str) {
     struck.cluster.coordinator.kill();
     struck.restart().await;
     struck.outlive().await;
-    let takes_back = async || struck.cluster.coordinator.output().contains("taking back the local worker").then_some(());
+    let takes_back =
+        async || struck.cluster.coordinator.output().contains("taking back the local worker").then_some(());
     wait_for("the coordinator takes its worker back", takes_back).await;
     check_nothing_lost(&struck.completed(&run, &recipe).await);
     check_one_worker(struck).await;

@@ -4,7 +4,7 @@ use plurality_common::recipe::{
     Layer,
     shape::{Plan, PlannedLayer, Shape},
 };
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::parameters::Parameters;
 
@@ -34,9 +34,20 @@ pub enum Mode<'a> {
     Evaluation,
 }
 
+/// How gradients of convolutions are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Convolutions {
+    /// By LibTorch's convolution. On a GPU that is cuDNN's, whose gradients are sums in no fixed order, and tch cannot ask for
+    /// others.
+    Direct,
+    /// By products of matrices, whose rows are the windows under the kernel: the same sums in the same order each time.
+    Products,
+}
+
 /// A network without its values.
 pub struct Network {
     layers: Vec<Operation>,
+    convolutions: Convolutions,
 }
 
 /// A layer with the positions of its tensors among the [`Parameters`].
@@ -65,6 +76,11 @@ pub fn dropout_layers(plan: &Plan) -> Vec<(f64, Shape)> {
 impl Network {
     /// Prepares the layers of a plan for the parameters made for it.
     pub fn new(plan: &Plan, parameters: &Parameters) -> Self {
+        let is_on_cpu = parameters.flat.device() == Device::Cpu;
+        Self::with(if is_on_cpu { Convolutions::Direct } else { Convolutions::Products }, plan, parameters)
+    }
+
+    fn with(convolutions: Convolutions, plan: &Plan, parameters: &Parameters) -> Self {
         let mut dropouts = 0..;
         let mut operation = |planned: &PlannedLayer| {
             let index = |part: &str| {
@@ -93,14 +109,22 @@ impl Network {
                 Layer::ScaledTanh => Operation::ScaledTanh,
             }
         };
-        Self { layers: plan.layers.iter().map(&mut operation).collect() }
+        Self { layers: plan.layers.iter().map(&mut operation).collect(), convolutions }
     }
 
     /// Computes logits: images `[n, 1, rows, columns]` f32 in 0..1 → `[n, classes]` f32.
     pub fn forward(&self, parameters: &Parameters, images: &Tensor, mode: Mode) -> Tensor {
         let mut values = channels_last(images);
         for layer in &self.layers {
-            values = layer.forward(parameters, &values, mode);
+            values = match *layer {
+                Operation::Conv { weight, bias, stride, padding }
+                    if self.convolutions == Convolutions::Products && matches!(mode, Mode::Training { .. }) =>
+                {
+                    let [weight, bias] = [weight, bias].map(|index| &parameters.entries[index].tensor);
+                    convolved_by_products(&values, weight, bias, stride, padding)
+                }
+                _ => layer.forward(parameters, &values, mode),
+            };
         }
         values
     }
@@ -114,6 +138,21 @@ fn channels_last(images: &Tensor) -> Tensor {
     let (n, c, h, w) = images.size4().expect("images have four dimensions");
     assert_eq!(c, 1, "images are grey");
     images.as_strided([n, 1, h, w], [h * w, 1, w, 1], None)
+}
+
+/// Computes what LibTorch's `conv2d` computes, `[n, c, h, w]` by a weight `[f, c, k, k]` to `[n, f, h', w']`, channels-last.
+fn convolved_by_products(input: &Tensor, weight: &Tensor, bias: &Tensor, stride: i64, padding: i64) -> Tensor {
+    let input = input.permute([0, 2, 3, 1]);
+    let input = match padding {
+        0 => input,
+        // Channels, columns, rows, from the last dimension on.
+        _ => input.constant_pad_nd([0, 0, padding, padding, padding, padding]),
+    };
+    let (filters, _, rows, columns) = weight.size4().expect("a convolution's weight has four dimensions");
+    let windows = input.unfold(1, rows, stride).unfold(2, columns, stride);
+    let [n, h, w] = [0, 1, 2].map(|dimension| windows.size()[dimension]);
+    let values = windows.reshape([n * h * w, -1]).linear(&weight.reshape([filters, -1]), Some(bias));
+    values.view([n, h, w, filters]).permute([0, 3, 1, 2])
 }
 
 impl Operation {
@@ -237,6 +276,26 @@ mod tests {
         };
         for (found, expected) in gradients(logits).iter().zip(&gradients(plain)) {
             testing::assert_close(found, expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn convolutions_by_products_of_matrices_give_the_logits_and_gradients_of_direct_ones() {
+        let (plan, parameters, direct) = testing::network(&testing::recipe(ALL_LAYERS), 1);
+        let by_products = Network::with(Convolutions::Products, &plan, &parameters);
+        assert_eq!(direct.convolutions, Convolutions::Direct);
+        let masks = full_masks(&plan, 7);
+        let labels = Tensor::from_slice(&[0_i64, 1, 2, 0, 1, 2, 0]);
+        let leaves: Vec<&Tensor> = parameters.trained().map(|(_, entry)| &entry.tensor).collect();
+        let [(logits, gradients), (expected, expected_gradients)] = [by_products, direct].map(|network| {
+            let logits = network.forward(&parameters, &images(7), Mode::Training { masks: &masks });
+            let loss = logits.cross_entropy_for_logits(&labels);
+            (logits, Tensor::run_backward(&[loss], &leaves, false, false))
+        });
+        testing::assert_close(&logits, &expected, 1e-5);
+        for (found, expected) in gradients.iter().zip(&expected_gradients) {
+            assert_eq!(found.size(), expected.size());
+            testing::assert_close(found, expected, 1e-5);
         }
     }
 

@@ -36,12 +36,21 @@ pub struct Updater {
 }
 
 /// Which gradients the portions are of.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Gradients {
     /// One for each trained tensor, as they come.
     Each,
-    /// One of all, joined in the order of the flat buffer: these positions among those that come.
-    Joined(Vec<usize>),
+    /// One of all, joined as the flat buffer is laid out.
+    Joined(Vec<Part>),
+}
+
+/// A part of the joined gradient.
+#[derive(Debug)]
+enum Part {
+    /// The gradient at this position among those that come.
+    Gradient(usize),
+    /// The zeros between two tensors.
+    Zeros(Tensor),
 }
 
 /// A run of values, as views of the buffers, and where it is in its gradient.
@@ -68,11 +77,30 @@ struct Factors {
     squares: f64,
 }
 
+impl Gradients {
+    fn joined(parameters: &Parameters) -> Self {
+        let (mut parts, mut end) = (Vec::new(), 0);
+        let trained: Vec<&Entry> = parameters.trained().map(|(_, entry)| entry).collect();
+        let zeros = |count| Part::Zeros(parameters.flat.detach().narrow(0, 0, count).zeros_like());
+        for place in parameters.places_in_buffer() {
+            if trained[place].offset > end {
+                parts.push(zeros(trained[place].offset - end));
+            }
+            parts.push(Part::Gradient(place));
+            end = trained[place].offset + trained[place].tensor.numel() as i64;
+        }
+        if parameters.start(Role::Running) > end {
+            parts.push(zeros(parameters.start(Role::Running) - end));
+        }
+        Self::Joined(parts)
+    }
+}
+
 impl Updater {
     /// Starts with all state zero.
     pub fn new(recipe: &Recipe, parameters: &Parameters) -> Self {
         let is_on_cpu = parameters.flat.device() == Device::Cpu;
-        let gradients = if is_on_cpu { Gradients::Each } else { Gradients::Joined(parameters.places_in_buffer()) };
+        let gradients = if is_on_cpu { Gradients::Each } else { Gradients::joined(parameters) };
         Self::with(gradients, recipe, parameters)
     }
 
@@ -97,8 +125,8 @@ impl Updater {
                 parameters.trained().map(|(_, entry)| of_tensor(entry)).collect()
             }
             Gradients::Joined(_) => {
-                let [weights, offsets] = [Role::Weight, Role::Offset].map(|role| parameters.count(role));
-                vec![vec![portion(0, weights, 0, true), portion(weights, offsets, 0, false)]]
+                let [offsets, end] = [Role::Offset, Role::Running].map(|role| parameters.start(role));
+                vec![vec![portion(0, offsets, 0, true), portion(offsets, end - offsets, 0, false)]]
             }
         };
         let (settings, weight_decay) = (recipe.optimiser.clone(), recipe.weight_decay());
@@ -116,8 +144,12 @@ impl Updater {
         let gradients: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient.reshape(-1)).collect();
         let gradients = match &self.gradients {
             Gradients::Each => gradients,
-            Gradients::Joined(places) => {
-                vec![Tensor::cat(&places.iter().map(|&place| &gradients[place]).collect::<Vec<_>>(), 0)]
+            Gradients::Joined(parts) => {
+                let part = |part| match part {
+                    &Part::Gradient(place) => &gradients[place],
+                    Part::Zeros(zeros) => zeros,
+                };
+                vec![Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0)]
             }
         };
         for (portions, gradient) in self.portions.iter_mut().zip(gradients) {
@@ -308,10 +340,13 @@ mod tests {
             let mut recipe = testing::recipe(layers);
             recipe.optimiser = settings;
             let after = |joins: bool| {
-                let (_, parameters, _) = testing::network(&recipe, 1);
+                let (plan, parameters, _) = testing::network(&recipe, 1);
                 let places = parameters.places_in_buffer();
                 assert!(!places.is_sorted(), "weights come before offsets in the buffer alone: {places:?}");
-                let gradients = if joins { Gradients::Joined(places) } else { Gradients::Each };
+                let weights = parameters.weights_of(&parameters.flat);
+                let parameters = Parameters::aligned(&plan, &weights, Device::Cpu, if joins { 16 } else { 1 });
+                assert_eq!(parameters.entries.iter().all(|entry| entry.offset % 16 == 0), joins);
+                let gradients = if joins { Gradients::joined(&parameters) } else { Gradients::Each };
                 let mut updater = Updater::with(gradients, &recipe, &parameters);
                 for _ in 0..3 {
                     let gradients = parameters.trained().map(|(_, entry)| entry.tensor.detach().sin());
@@ -334,7 +369,7 @@ mod tests {
         let gradients = || parameters.trained().map(|(_, entry)| entry.tensor.detach().cos()).collect();
         let mut first = Updater::new(&recipe, &parameters);
         first.step(gradients(), 0.1);
-        let mut second = Updater::with(Gradients::Joined(parameters.places_in_buffer()), &recipe, &parameters);
+        let mut second = Updater::with(Gradients::joined(&parameters), &recipe, &parameters);
         for kept in [Kept::Means, Kept::Squares] {
             let state = first.tensors(&parameters, kept);
             assert!(state.0.keys().all(|name| !name.contains("running")), "{:?}", state.0.keys());

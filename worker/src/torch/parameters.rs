@@ -8,6 +8,10 @@ use plurality_common::{
 };
 use tch::{Device, Kind, Tensor};
 
+/// Values to whose multiples a tensor's place is rounded up on a GPU: kernels there read 16 bytes at a time, and some take it for
+/// granted that a tensor begins where they can.
+pub const ALIGNED_ON_GPU: usize = 16;
+
 /// What a tensor is for, which decides whether it is trained and whether weight decay pulls at it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Role {
@@ -36,7 +40,8 @@ pub struct Entry {
 /// All tensors of a network.
 ///
 /// Invariants: entries are in the plan's order; each entry's tensor is a view of `flat`; in `flat` come first all of
-/// [`Role::Weight`], then [`Role::Offset`], then [`Role::Running`], each in the plan's order.
+/// [`Role::Weight`], then [`Role::Offset`], then [`Role::Running`], each in the plan's order. Between tensors there may be zeros,
+/// which stay zeros: nothing trains or averages them into anything else.
 pub struct Parameters {
     /// The one buffer, `[n]` f32.
     pub flat: Tensor,
@@ -50,6 +55,11 @@ impl Parameters {
     /// # Panics
     /// When a tensor of the plan is missing or has another size: weights are made for the same plan.
     pub fn new(plan: &Plan, weights: &Weights, device: Device) -> Self {
+        Self::aligned(plan, weights, device, if device == Device::Cpu { 1 } else { ALIGNED_ON_GPU })
+    }
+
+    /// The same with each tensor's place a multiple of `alignment` values.
+    pub fn aligned(plan: &Plan, weights: &Weights, device: Device, alignment: usize) -> Self {
         let roles: Vec<Role> = plan.tensors.iter().map(|tensor| role(&tensor.name, &tensor.shape)).collect();
         let mut places: Vec<usize> = (0..roles.len()).collect();
         places.sort_by_key(|&index| roles[index]);
@@ -61,6 +71,7 @@ impl Parameters {
             assert_eq!(tensor.values.len(), spec.shape.iter().product::<usize>(), "size of {}", spec.name);
             offsets[index] = values.len() as i64;
             values.extend_from_slice(&tensor.values);
+            values.resize(values.len().next_multiple_of(alignment), 0.0);
         }
         let flat = Tensor::from_slice(&values).to_device(device);
         let entries = plan.tensors.iter().zip(roles).zip(offsets).map(|((spec, role), offset)| {
@@ -95,10 +106,10 @@ impl Parameters {
         places
     }
 
-    /// Counts the values of one role.
-    pub fn count(&self, role: Role) -> i64 {
-        let of_role = self.entries.iter().filter(|entry| entry.role == role);
-        of_role.map(|entry| entry.tensor.numel() as i64).sum()
+    /// Returns where in the flat buffer the tensors of a role begin, its end if no tensor has this role or a later one.
+    pub fn start(&self, role: Role) -> i64 {
+        let begun = self.entries.iter().filter(|entry| entry.role >= role).map(|entry| entry.offset);
+        begun.min().unwrap_or_else(|| self.flat.size()[0])
     }
 
     /// Copies the tensors out of a buffer laid out as the flat one.

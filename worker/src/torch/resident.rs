@@ -15,8 +15,12 @@ use super::{
     warp::Warp,
 };
 
-/// Images whose draws are copied at a time: many steps, and for MNIST no more than 26 MB where there are elastic fields.
+/// Images whose draws are copied at a time: many steps, and for MNIST 26 MB of pixels, and as many of noise where there are elastic fields.
 const IMAGES_AT_A_TIME: usize = 8192;
+/// Most steps whose dropout masks are drawn at a time.
+const MASKED_STEPS: u64 = 64;
+/// Most values of a layer's masks drawn at a time, 64 MiB, unless one step has more.
+const MASK_VALUES: usize = 16 << 20;
 /// Zeros around each image, on every side: as far as a one-pixel shift reaches.
 const BORDER: usize = 1;
 
@@ -39,6 +43,15 @@ pub struct Resident {
     masks: Masks,
     layers: Layers,
     chunk: Option<Chunk>,
+    /// Drawn last.
+    drawn_masks: Option<DrawnMasks>,
+}
+
+/// The dropout masks of some steps.
+struct DrawnMasks {
+    first_step: u64,
+    /// One `[steps, batch, …]` f32 for each dropout layer.
+    of_layers: Vec<Tensor>,
 }
 
 /// What was drawn for the images of some steps, on the device.
@@ -47,10 +60,10 @@ struct Chunk {
     batch: usize,
     /// Positions of the pass that it was drawn for; none of the tensors has them.
     positions: Vec<u32>,
-    /// `[n]` i64: index of the image.
-    images: Tensor,
-    /// `[n]` i64: where its first pixel, shifted, is in `pixels`.
-    firsts: Tensor,
+    /// `[n]` i64.
+    labels: Tensor,
+    /// `[n, 1, rows, columns]` f32 in 0..1: the images, shifted.
+    pixels: Tensor,
     /// `[n, 3, 2]` f32; empty without a distortion.
     movements: Tensor,
     /// `[n, columns, 2, rows]` i16; empty without an elastic field.
@@ -89,6 +102,7 @@ impl Resident {
             masks,
             layers,
             chunk: None,
+            drawn_masks: None,
         }
     }
 
@@ -113,12 +127,14 @@ impl Resident {
         let images: Vec<i64> = draws.samples.iter().map(|sample| i64::from(sample.image)).collect();
         let firsts: Vec<i64> = draws.samples.iter().map(|sample| self.first_pixel(*sample)).collect();
         let [rows, columns] = [self.rows, self.columns].map(|edge| edge as i64);
+        let [images, firsts] = [images, firsts].map(|numbers| copied(&Tensor::from_slice(&numbers), self.device));
+        let pixels = self.pixels.take(&(firsts.unsqueeze(1) + &self.places));
         Chunk {
             first_step: upcoming.step,
             batch,
             positions: positions.to_vec(),
-            images: copied(&Tensor::from_slice(&images), self.device),
-            firsts: copied(&Tensor::from_slice(&firsts), self.device),
+            labels: self.labels.take(&images),
+            pixels: (pixels.to_kind(Kind::Float) / &self.white).view([-1, 1, rows, columns]),
             movements: copied(&Tensor::from_slice(&draws.movements).view([-1, 3, 2]), self.device),
             noise: copied(&Tensor::from_slice(&draws.noise).view([-1, columns, 2, rows]), self.device),
         }
@@ -132,39 +148,54 @@ impl Resident {
         i64::from(image) * (rows + 2 * border) * stride + row * stride + column
     }
 
-    /// Draws the masks of one step, each from a seed of its own for LibTorch's generator.
-    fn draw_masks(&self, step: u64, images: usize) -> Vec<Tensor> {
+    /// Returns the masks of one step of so many images.
+    fn masks(&mut self, step: u64, batch: usize, images: usize) -> Vec<Tensor> {
+        let largest = self.layers.iter().map(|(_, shape)| edges(batch, *shape).iter().product::<i64>()).max();
+        let Some(largest) = largest else { return Vec::new() };
+        // Follows from the recipe alone: the masks of a step must not depend on where a training began.
+        let steps = (MASK_VALUES as u64 / largest.cast_unsigned().max(1)).clamp(1, MASKED_STEPS);
+        let first_step = step - step % steps;
+        let drawn = match self.drawn_masks.take() {
+            Some(drawn) if drawn.first_step == first_step => drawn,
+            _ => self.draw_masks(first_step, steps, batch),
+        };
+        let of_step = |masks: &Tensor| masks.get((step - first_step).cast_signed()).narrow(0, 0, images as i64);
+        let masks = drawn.of_layers.iter().map(of_step).collect();
+        self.drawn_masks = Some(drawn);
+        masks
+    }
+
+    /// Draws the masks of some steps, each layer's from a seed of its own for LibTorch's generator.
+    fn draw_masks(&self, first_step: u64, steps: u64, batch: usize) -> DrawnMasks {
         let draw = |(layer, (rate, shape)): (usize, &(f64, _))| {
             // Sets a number for the device to use, and does not wait for it.
-            tch::manual_seed(self.masks.seed(layer as u32, step));
-            let mut mask = Tensor::empty(edges(images, *shape).as_slice(), (Kind::Float, self.device));
+            tch::manual_seed(self.masks.seed(layer as u32, first_step));
+            let edges = [&[steps.cast_signed()][..], &edges(batch, *shape)].concat();
+            let mut mask = Tensor::empty(edges.as_slice(), (Kind::Float, self.device));
             let _ = mask.bernoulli_float_(1.0 - rate);
             mask.g_mul_scalar_(f64::from(self.masks.kept(*rate)))
         };
-        self.layers.iter().enumerate().map(draw).collect()
+        DrawnMasks { first_step, of_layers: self.layers.iter().enumerate().map(draw).collect() }
     }
 }
 
 impl Source for Resident {
     fn next(&mut self, upcoming: Upcoming<'_>) -> TensorBatch {
-        let [rows, columns] = [self.rows, self.columns].map(|edge| edge as i64);
         let count = upcoming.first().len();
         let (chunk, first) = self.chunk(upcoming);
         let of_step = |tensor: &Tensor| match tensor.size()[0] {
             0 => tensor.shallow_clone(),
             _ => tensor.narrow(0, first as i64, count as i64),
         };
-        let [images, firsts, movements, noise] =
-            [&chunk.images, &chunk.firsts, &chunk.movements, &chunk.noise].map(of_step);
-        let pixels = self.pixels.take(&(firsts.unsqueeze(1) + &self.places));
-        let pixels = (pixels.to_kind(Kind::Float) / &self.white).view([-1, 1, rows, columns]);
+        let [labels, pixels, movements, noise] =
+            [&chunk.labels, &chunk.pixels, &chunk.movements, &chunk.noise].map(of_step);
         TensorBatch {
             images: match &self.warp {
                 Some(warp) => warp.distort(&pixels, &movements, &noise),
                 None => pixels,
             },
-            labels: self.labels.take(&images),
-            masks: self.draw_masks(upcoming.step, count),
+            labels,
+            masks: self.masks(upcoming.step, upcoming.batch, count),
         }
     }
 }
@@ -183,14 +214,9 @@ fn bordered(images: &Images) -> Vec<u8> {
     pixels
 }
 
-/// Copies to a device without waiting for it: it reads from memory that stays in its place until it has.
+/// Copies to a device; waits until what is there already is done and the values have been read, but not for the copy.
 fn copied(tensor: &Tensor, device: Device) -> Tensor {
-    match device {
-        Device::Cuda(_) if tensor.numel() > 0 => {
-            tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
-        }
-        _ => tensor.to_device(device),
-    }
+    tensor.to_device_(device, tensor.kind(), true, false)
 }
 
 #[cfg(test)]
