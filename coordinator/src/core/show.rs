@@ -8,8 +8,8 @@ use plurality_common::{
 };
 
 use super::{
-    budget::{Tally, excludes_worker},
-    decide::{free_slots, has_room, is_available, is_excluded},
+    budget::{Tally, disfavours_worker, excludes_worker},
+    decide::{free_slots, has_room, is_available, is_excluded, suits},
     event::RunOutcome,
     loss::Loss,
     state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
@@ -217,13 +217,24 @@ impl World {
         let is_suitable = |worker: &&Worker| !is_excluded(&self.state, member, &worker.id);
         let rules_out = self.state.attempts_of(member).any(|attempt| excludes_worker(&attempt.status));
         if !rules_out || crew.available.is_empty() {
-            return crew.waiting.clone();
+            return crew.waiting.clone().or_else(|| self.why_put_off(member, &crew.available, now));
         }
         let suitable: Vec<&Worker> = crew.available.iter().copied().filter(is_suitable).collect();
         if suitable.is_empty() {
             return Some(Waiting::Refused { reasons: self.refusals(member) });
         }
-        self.why_workers_wait(&suitable, now)
+        self.why_workers_wait(&suitable, now).or_else(|| self.why_put_off(member, &suitable, now))
+    }
+
+    /// Says why none of `workers`, of which some have room, begins a member: it went wrong on those.
+    fn why_put_off(&self, member: &Member, workers: &[&Worker], now: Moment) -> Option<Waiting> {
+        if !self.state.attempts_of(member).any(|attempt| disfavours_worker(&attempt.status)) {
+            return None;
+        }
+        let takes = |worker: &&Worker| {
+            has_room(&self.state, &self.pulse, now, worker) && suits(&self.state, &self.pulse, now, member, worker)
+        };
+        (!workers.iter().any(takes)).then_some(Waiting::Busy)
     }
 
     fn crew(&self, now: Moment) -> Crew<'_> {

@@ -14,7 +14,7 @@ mod tick;
 use plurality_common::id::{AttemptId, RunId, Token, WorkerId};
 
 use self::draft::Draft;
-pub(super) use self::offer::{free_slots, has_room, is_available, is_excluded};
+pub(super) use self::offer::{free_slots, has_room, is_available, is_excluded, suits};
 use super::{
     command::{Command, Refusal, Reply},
     event::Event,

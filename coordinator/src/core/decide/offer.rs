@@ -18,8 +18,24 @@ use super::{
     sync::Occasion,
 };
 
+/// Attempts of a member that may go wrong on a worker before it waits for another one that is busy: the second shows that the
+/// first was not bad luck, and a worker that fails at once would else spend a member's whole budget while the others train.
+const TRIES_ON_ONE_WORKER: usize = 2;
+
+/// How well a queued member and a worker go together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fit {
+    /// Nothing speaks against it, or nobody else could take it.
+    Good,
+    /// It went wrong there before, and those that could do better are busy.
+    Poor,
+    /// It is not to be.
+    No,
+}
+
 /// Gives a worker as many members as it has free slots: the run in focus first, then the oldest, lowest member first. If no member
-/// waits, one that another worker trains too slowly.
+/// waits, one that another worker trains too slowly. What went wrong on it before comes last, if others could take it: a worker that
+/// spoils what it gets then shows it with different members.
 ///
 /// Whoever starts one run and watches it would else see it wait for a run that was interrupted long ago. Who trains too slowly is
 /// told by heartbeats and not by what wakes those who wait, so a worker that waits is not asked for that again.
@@ -37,14 +53,21 @@ pub(super) fn offer(
     let wanted = state.queue.iter().filter(|(order, _)| Some(*order) == focus);
     let others = state.queue.iter().filter(|(order, _)| Some(*order) != focus);
     let queued = wanted.chain(others).map(|(order, index)| (state.run(&state.run_order[*order as usize]), *index));
+    let mut put_off = Vec::new();
     for (run, index) in queued {
         if instructions.len() >= free_slots {
             break;
         }
-        let member = run.member(index);
-        if run.is_paused || !draft.is_free(&run.id, index) || !suits(state, pulse, context.now, member, worker) {
+        if run.is_paused || !draft.is_free(&run.id, index) {
             continue;
         }
+        match fit(state, pulse, context.now, run.member(index), worker) {
+            Fit::Good => instructions.push(give(draft, context, run, index, worker, false)),
+            Fit::Poor => put_off.push((run, index)),
+            Fit::No => {}
+        }
+    }
+    for (run, index) in put_off.into_iter().take(free_slots.saturating_sub(instructions.len())) {
         instructions.push(give(draft, context, run, index, worker, false));
     }
     if instructions.is_empty()
@@ -79,29 +102,39 @@ fn give(
     start(draft.state, &run.id, member, handle, &worker.id)
 }
 
-/// Says whether `worker` is to have the queued `member` now.
-fn suits(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Worker) -> bool {
+/// Says whether `worker` may have the queued `member` now.
+pub(in crate::core) fn suits(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Worker) -> bool {
+    fit(state, pulse, now, member, worker) != Fit::No
+}
+
+/// Says how well the queued `member` and `worker` go together now.
+fn fit(state: &State, pulse: &Pulse, now: Moment, member: &Member, worker: &Worker) -> Fit {
     let tally = Tally::of(state.attempts_of(member).map(|attempt| &attempt.status));
     if !tally.allows_attempt() || is_excluded(state, member, &worker.id) {
-        return false;
+        return Fit::No;
     }
+    let others = || {
+        let others = state.workers.values().filter(|other| other.id != worker.id && is_available(pulse, now, other));
+        others.filter(|other| !is_excluded(state, member, &other.id))
+    };
     // A run must not hang on a quarantine: whoever is the last resort is tried on, until the budgets end it.
     let is_quarantined = worker.quarantine.is_some();
-    let mut others = state.workers.values().filter(|other| other.id != worker.id && other.quarantine.is_none());
-    if is_quarantined && others.any(|other| is_available(pulse, now, other) && !is_excluded(state, member, &other.id)) {
-        return false;
+    if is_quarantined && others().any(|other| other.quarantine.is_none()) {
+        return Fit::No;
     }
-    if !is_disfavoured(state, member, &worker.id) {
-        return true;
+    let tries = tries_gone_wrong(state, member, &worker.id);
+    if tries == 0 {
+        return Fit::Good;
     }
-    // Only a worker that could begin at once is worth waiting for.
-    let mut others = state.workers.values().filter(|other| other.id != worker.id);
-    !others.any(|other| {
-        (is_quarantined || other.quarantine.is_none())
-            && has_room(state, pulse, now, other)
-            && !is_excluded(state, member, &other.id)
-            && !is_disfavoured(state, member, &other.id)
-    })
+    let is_better = |other: &&Worker| {
+        (is_quarantined || other.quarantine.is_none()) && tries_gone_wrong(state, member, &other.id) == 0
+    };
+    let mut better = others().filter(is_better).peekable();
+    if better.peek().is_none() {
+        return Fit::Good;
+    }
+    let is_to_wait = tries >= TRIES_ON_ONE_WORKER || better.any(|other| has_room(state, pulse, now, other));
+    if is_to_wait { Fit::No } else { Fit::Poor }
 }
 
 /// Says whether a worker could begin a member now.
@@ -127,9 +160,10 @@ pub(in crate::core) fn is_excluded(state: &State, member: &Member, worker: &Work
     state.attempts_of(member).any(|attempt| attempt.worker == *worker && excludes_worker(&attempt.status))
 }
 
-/// Says whether an attempt of the member went wrong on the worker.
-fn is_disfavoured(state: &State, member: &Member, worker: &WorkerId) -> bool {
-    state.attempts_of(member).any(|attempt| attempt.worker == *worker && disfavours_worker(&attempt.status))
+/// Counts the attempts of the member that went wrong on the worker.
+fn tries_gone_wrong(state: &State, member: &Member, worker: &WorkerId) -> usize {
+    let tries = state.attempts_of(member).filter(|attempt| attempt.worker == *worker);
+    tries.filter(|attempt| disfavours_worker(&attempt.status)).count()
 }
 
 /// Tells a worker to begin an attempt.

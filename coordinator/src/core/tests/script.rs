@@ -68,6 +68,8 @@ scripts! {
     an_ended_run_says_what_it_lost,
     a_run_with_a_quorum_goes_on_without_a_failed_member,
     a_worker_that_fails_three_members_is_in_quarantine,
+    a_worker_that_spoils_what_it_gets_gets_other_members,
+    a_member_that_failed_twice_on_a_worker_waits_for_another,
     a_quarantine_of_all_workers_holds_nobody_up,
     a_quarantine_ends,
     a_paused_run_rests_and_goes_on_from_its_snapshots,
