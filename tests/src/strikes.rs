@@ -29,16 +29,23 @@ pub const SEED: u64 = 5;
 pub const OFTEN: &[&str] = &["--snapshot-interval", "0"];
 /// Hidden units of [`recipe`]: its checkpoint takes two chunks, each of its snapshots three.
 const OUTPUTS: u32 = 180;
-/// Passes of [`recipe`]: long enough for more snapshots than are kept, 0.2 s apart, also where nothing else runs.
-const EPOCHS: u32 = 60;
+/// Passes of [`recipe`].
+const EPOCHS: u32 = 10;
+/// Passes of [`long_recipe`]: enough for more snapshots than are kept, 0.2 s apart, also where nothing else runs.
+const LONG_EPOCHS: u32 = 60;
 /// Training images, as many as the recipes of tests take: in four chunks.
 const TRAIN_IMAGES: usize = 2500;
 /// Test images.
 const TEST_IMAGES: usize = 500;
 
-/// Returns what is trained unless a strike needs something else: a second or so, with files of more than one chunk each.
+/// Returns what is trained unless a strike needs something else: less than a second, with files of more than one chunk each.
 pub fn recipe() -> Recipe {
     recipes::wide(OUTPUTS, EPOCHS)
+}
+
+/// Returns what is trained where a strike waits for snapshots, or for a worker that is busy.
+pub fn long_recipe() -> Recipe {
+    recipes::wide(OUTPUTS, LONG_EPOCHS)
 }
 
 /// Returns [`recipe`] as people write it.

@@ -2,13 +2,14 @@
 
 use std::{fs, path::Path};
 
+use plurality_common::recipe::Recipe;
 use plurality_proto::v1::{self, AttemptStatus, MemberStatus, RunStatus};
 use plurality_tests::{
     cluster::{Stopped, children_of, count, send_signal},
     recipes,
     strikes::{
-        OFTEN, Struck, busy_worker, check_nothing_charged, check_nothing_lost, hear_of_resumed, recipe, run_until,
-        submit, submit_and_rest, submit_one, submit_with_quorum, undisturbed,
+        OFTEN, Struck, busy_worker, check_nothing_charged, check_nothing_lost, hear_of_resumed, long_recipe, recipe,
+        run_until, submit, submit_and_rest, submit_one, submit_with_quorum, undisturbed,
     },
 };
 
@@ -20,8 +21,18 @@ const LONG: u32 = 150;
 const DIVERGING: u32 = 4;
 
 /// All strikes of this file.
-pub const ALL: &[&[&str]] =
-    &[TRAINING, LEAVING, RESTING, RESUMING, REFUSING, TRAINERS_DYING, WORKERS_DYING, DIVERGING_MEMBERS, &SILENT];
+pub const ALL: &[&[&str]] = &[
+    TRAINING,
+    HANDING_OVER,
+    LEAVING,
+    RESTING,
+    RESUMING,
+    REFUSING,
+    TRAINERS_DYING,
+    WORKERS_DYING,
+    DIVERGING_MEMBERS,
+    &SILENT,
+];
 
 strikes! { TRAINING, coordinator_dies,
     before_its_log_is_made: "log-made",
@@ -29,13 +40,11 @@ strikes! { TRAINING, coordinator_dies,
     before_the_folder_of_that_record_is_synced: "format-named",
     when_one_file_of_the_dataset_is_stored: "dataset-stored",
     when_two_files_of_the_dataset_are_stored: "dataset-stored 2",
-    before_the_test_labels_are_stored: "dataset-stored 3",
     before_a_worker_is_stored: "events-decided/worker-registered",
     before_a_submission_is_stored: "events-decided/run-submitted",
     before_an_offer_is_stored: "events-decided/attempt-offered",
     before_a_start_is_stored: "events-decided/attempt-started",
     before_a_class_is_stored: "events-decided/attempt-classified",
-    before_a_snapshot_is_stored: "events-decided/attempt-snapshotted",
     before_a_result_is_stored: "events-decided/result-received",
     before_a_commit_is_stored: "events-decided/member-committed",
     before_the_end_of_the_run_is_stored: "events-decided/run-finished",
@@ -47,21 +56,26 @@ strikes! { TRAINING, coordinator_dies,
     before_an_offer_is_answered: "events-stored/attempt-offered",
     before_a_start_is_answered: "events-stored/attempt-started",
     before_a_class_is_answered: "events-stored/attempt-classified",
-    before_a_snapshot_is_answered: "events-stored/attempt-snapshotted",
-    before_the_second_snapshot_is_answered: "events-stored/attempt-snapshotted 2",
     before_a_result_is_answered: "events-stored/result-received",
     before_a_commit_is_seen: "events-stored/member-committed",
     before_the_end_of_the_run_is_seen: "events-stored/run-finished",
     within_an_upload: "upload-staged",
-    within_a_later_upload: "upload-staged 3",
     before_an_upload_is_checked: "upload-whole",
     before_an_upload_has_its_name: "upload-checked",
     before_an_upload_is_tidied_away: "upload-named",
     before_an_upload_is_answered: "upload-stored",
-    before_a_later_upload_is_answered: "upload-stored 3",
     before_a_result_is_judged: "result-pending",
     before_its_own_predictions_are_stored: "result-judged",
     before_its_verdict_is_told: "predictions-stored",
+}
+
+strikes! { HANDING_OVER, coordinator_dies_over_snapshots,
+    before_the_test_labels_are_stored: "dataset-stored 3",
+    before_a_snapshot_is_stored: "events-decided/attempt-snapshotted",
+    before_a_snapshot_is_answered: "events-stored/attempt-snapshotted",
+    before_the_second_snapshot_is_answered: "events-stored/attempt-snapshotted 2",
+    within_a_later_upload: "upload-staged 3",
+    before_a_later_upload_is_answered: "upload-stored 3",
     before_a_blob_is_removed: "blob-given-up",
     between_two_blobs_that_are_removed: "blob-removed",
     when_both_blobs_of_a_member_are_removed: "blob-removed 2",
@@ -121,13 +135,17 @@ const SILENT: [&str; 4] = [
 ];
 
 async fn coordinator_dies(strike: &str) {
-    train_through(Struck::start(strike, &[]).await).await;
+    train_through(Struck::start(strike, &[]).await, recipe()).await;
 }
 
-/// Trains on a cluster whose coordinator dies meanwhile; nothing may be lost.
-pub async fn train_through(mut struck: Struck) {
+async fn coordinator_dies_over_snapshots(strike: &str) {
+    train_through(Struck::start(strike, &[]).await, long_recipe()).await;
+}
+
+/// Trains `recipe` on a cluster whose coordinator dies meanwhile; nothing may be lost.
+pub async fn train_through(mut struck: Struck, recipe: Recipe) {
     let worker = struck.cluster.worker_with("a", OFTEN);
-    let (uri, recipe) = (struck.uri(), recipe());
+    let uri = struck.uri();
     let (run, ()) = tokio::join!(submit(&uri, &recipe), struck.outlive());
     check_nothing_lost(&struck.completed(&run, &recipe).await);
     drop(worker);
@@ -137,7 +155,7 @@ pub async fn train_through(mut struck: Struck) {
 async fn coordinator_dies_while_its_worker_leaves(strike: &str) {
     let mut struck = Struck::start(strike, &[]).await;
     let mut leaving = struck.cluster.worker_with("leaving", OFTEN);
-    let (uri, recipe) = (struck.uri(), recipe());
+    let (uri, recipe) = (struck.uri(), long_recipe());
     let run = submit(&uri, &recipe).await;
     busy_worker(&uri).await;
     leaving.signal("TERM");

@@ -53,7 +53,7 @@ async fn older_log_dies(strike: &str) {
     sqlx::query("UPDATE meta SET value = 'plurality-events/2'").execute(&mut log).await.unwrap();
     log.close().await.unwrap();
     struck.restart().await;
-    train_through(struck).await;
+    train_through(struck, recipe()).await;
 }
 
 async fn damaged_dataset_dies(strike: &str) {
@@ -64,14 +64,14 @@ async fn damaged_dataset_dies(strike: &str) {
     *damaged.last_mut().unwrap() ^= 1;
     fs::write(&blob, damaged).unwrap();
     struck.restart().await;
-    train_through(struck).await;
+    train_through(struck, recipe()).await;
 }
 
 async fn leftovers_die(strike: &str) {
     let mut struck = ended(strike).await;
     let leftovers = lay_out_leftovers(&struck.cluster.state, OLD);
     struck.restart().await;
-    train_through(struck).await;
+    train_through(struck, recipe()).await;
     assert!(leftovers.iter().all(|path| !path.exists()), "{leftovers:?}");
 }
 

@@ -1,5 +1,7 @@
 //! A trainer dies; its worker lives on.
 
+use plurality_tests::strikes::long_recipe;
+
 use crate::a_worker_dies::{WORKER_DIED, trained_through};
 
 /// All strikes of this file.
@@ -19,7 +21,7 @@ strikes! { TRAINING, trainer_dies,
 }
 
 async fn trainer_dies(strike: &str) {
-    let (struck, run) = trained_through(strike).await;
+    let (struck, run) = trained_through(strike, long_recipe()).await;
     let said = struck.cluster.coordinator.output();
     assert!(!said.contains(WORKER_DIED), "{said}");
     assert_eq!(run.members.iter().flat_map(|member| &member.failures).count(), 1, "{run:?}");

@@ -6,13 +6,13 @@ use plurality_common::recipe::Recipe;
 use plurality_proto::v1::{self, DrainRequest};
 use plurality_tests::{
     recipes,
-    strikes::{Struck, answered, busy_worker, recipe, submit, submit_and_rest, submit_one},
+    strikes::{Struck, answered, busy_worker, long_recipe, recipe, submit, submit_and_rest, submit_one},
 };
 
 use crate::a_coordinator_dies_beside_its_worker::WITH_WORKER;
 
 /// All strikes of this file.
-pub const ALL: &[&[&str]] = &[TRAINING, LEAVING, SWEEPING, GOING_ON];
+pub const ALL: &[&[&str]] = &[TRAINING, HANDING_OVER, LEAVING, SWEEPING, GOING_ON];
 /// What a coordinator says when its worker was killed.
 pub const WORKER_DIED: &str = "local worker ended with signal: 9";
 /// Passes of a member that is still in training when it is paused.
@@ -28,15 +28,18 @@ strikes! { TRAINING, worker_dies,
     before_a_later_download_has_its_name: "download-checked 2",
     before_the_folder_of_a_download_is_synced: "download-named",
     when_its_trainer_is_started: "trainer-started",
+    before_a_result_is_sent: "result-found",
+    while_a_result_is_sent: "upload-begun/result",
+    before_a_result_is_named: "result-sent",
+    when_a_result_is_taken: "result-accepted",
+}
+
+strikes! { HANDING_OVER, worker_dies_over_snapshots,
     before_a_snapshot_is_sent: "snapshot-noticed",
     before_a_later_snapshot_is_sent: "snapshot-noticed 2",
     while_a_snapshot_is_sent: "upload-begun/snapshot",
     before_a_snapshot_is_named: "snapshot-sent",
     when_a_snapshot_is_kept: "snapshot-kept",
-    before_a_result_is_sent: "result-found",
-    while_a_result_is_sent: "upload-begun/result",
-    before_a_result_is_named: "result-sent",
-    when_a_result_is_taken: "result-accepted",
 }
 
 strikes! { LEAVING, worker_dies_while_it_leaves,
@@ -52,10 +55,10 @@ strikes! { GOING_ON, worker_dies_when_it_goes_on,
     before_its_trainer_goes_on_from_a_snapshot: "snapshots-fetched",
 }
 
-/// Trains with a local worker while the strike waits for it or its trainers.
-pub async fn trained_through(strike: &str) -> (Struck, v1::Run) {
+/// Trains `recipe` with a local worker while the strike waits for it or its trainers.
+pub async fn trained_through(strike: &str, recipe: Recipe) -> (Struck, v1::Run) {
     let struck = Struck::start(strike, WITH_WORKER).await;
-    let (uri, recipe) = (struck.uri(), recipe());
+    let uri = struck.uri();
     let run = submit(&uri, &recipe).await;
     struck.strike.has_struck().await;
     let run = struck.completed(&run, &recipe).await;
@@ -63,15 +66,18 @@ pub async fn trained_through(strike: &str) -> (Struck, v1::Run) {
 }
 
 async fn worker_dies(strike: &str) {
-    let (struck, run) = trained_through(strike).await;
-    check_death(&struck, &run);
-    struck.check_state().await;
+    check_death(trained_through(strike, recipe()).await).await;
 }
 
-fn check_death(struck: &Struck, run: &v1::Run) {
+async fn worker_dies_over_snapshots(strike: &str) {
+    check_death(trained_through(strike, long_recipe()).await).await;
+}
+
+async fn check_death((struck, run): (Struck, v1::Run)) {
     assert!(struck.cluster.coordinator.output().contains(WORKER_DIED), "{}", struck.cluster.coordinator.output());
     let lost: u32 = run.members.iter().map(|member| member.attempts - 1).sum();
     assert!(lost <= 1, "one death costs at most one attempt: {run:?}");
+    struck.check_state().await;
 }
 
 async fn worker_dies_while_it_sweeps(strike: &str) {
@@ -108,6 +114,5 @@ async fn worker_dies_when_it_goes_on(strike: &str) {
 async fn end(struck: Struck, run: &str, recipe: &Recipe) {
     struck.strike.has_struck().await;
     let run = struck.completed(run, recipe).await;
-    check_death(&struck, &run);
-    struck.check_state().await;
+    check_death((struck, run)).await;
 }
