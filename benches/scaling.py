@@ -3,7 +3,8 @@
 
 Times are those of the coordinator's own events, from its log in a state folder that is made for each run: from the first
 attempt that a worker reported to the last result that came in. Neither the start of coordinator and workers nor the
-verification of the last member is part of it. Run it on a machine that has nothing else to do.
+verification of the last member is part of it. Before and after each round two trainers run without a cluster, and one: what
+two of the machine's processors give is the most that two workers can. Run it on a machine that has nothing else to do.
 """
 
 import argparse
@@ -17,8 +18,11 @@ import tempfile
 from machine import BUILT, ROOT, provenance
 
 COORDINATOR = BUILT / "coordinator"
+TRAINER = BUILT / "worker-trainer"
 RECIPE = ROOT / "benches" / "lecture-network.toml"
 RESULT = ROOT / "docs" / "results" / "scaling.md"
+# How long trainers run without a cluster.
+ALONE_SECONDS = 15
 # What docs/results/scaling.md states beside what was measured.
 GOAL = 1.9
 
@@ -59,7 +63,19 @@ def measure(workers, arguments):
         return seconds(events(state))
 
 
-def page(runs, arguments):
+def without_cluster(arguments):
+    """How many times the images of one trainer two have that run at the same time, and nothing else does."""
+    command = [TRAINER, "--bench", arguments.recipe, "--data", ROOT / "data" / "mnist", "--seconds", ALONE_SECONDS]
+    command = [str(part) for part in command]
+    rates = []
+    for count in (1, 2):
+        trainers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        printed = [trainer.communicate()[0] for trainer in trainers]
+        rates.append(sum(json.loads(text.strip().splitlines()[-1])["images_per_second"] for text in printed))
+    return rates[1] / rates[0]
+
+
+def page(runs, alone, arguments):
     recipe = pathlib.Path(arguments.recipe).stem
     lines = [
         "# One worker and two",
@@ -81,7 +97,13 @@ def page(runs, arguments):
         lines.append(f"| {workers} | " + " | ".join(
             f"{statistics.median(columns[key]):.1f} ({min(columns[key]):.1f} to {max(columns[key]):.1f})" for key in columns
         ) + " |")  # fmt: skip
-    lines += ["", f"Two workers are **{medians[1] / medians[2]:.2f}** times as fast as one; the goal is at least {GOAL}."]
+    ratio, most = medians[1] / medians[2], statistics.median(alone)
+    lines += [
+        "",
+        f"Two workers are **{ratio:.2f}** times as fast as one; the goal is at least {GOAL}. Two trainers without a cluster train {most:.2f} times",
+        f"({min(alone):.2f} to {max(alone):.2f}) the images of one on this machine, whose processors share what they do not have twice: the",
+        f"cluster reaches {100 * ratio / most:.0f} % of that.",
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -93,12 +115,14 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--result", type=pathlib.Path, default=RESULT, help="the page to write")
     arguments = parser.parse_args()
-    runs = {1: [], 2: []}
+    runs, alone = {1: [], 2: []}, [without_cluster(arguments)]
     for number in range(arguments.rounds):
         for workers, measured in runs.items():
             measured.append(measure(workers, arguments))
             print(f"round {number + 1}: {workers} local: {measured[-1]['wall']:.1f} s")
-    text = page(runs, arguments)
+        alone.append(without_cluster(arguments))
+        print(f"two trainers without a cluster: {alone[-1]:.2f} times one")
+    text = page(runs, alone, arguments)
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(text)
     print(f"\n{text}\nwritten to {arguments.result}")
