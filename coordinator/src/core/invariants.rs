@@ -121,8 +121,12 @@ impl State {
         expect(won == expected, &subject, "one attempt that won if committed, else none")?;
         let first_tries = attempts().filter(|one| one.status.is_live() && !one.was_suspected && !one.is_spare);
         expect(first_tries.count() <= 1, &subject, "at most one live attempt that was never suspected, spares apart")?;
-        let spares = attempts().filter(|attempt| attempt.status.is_open() && attempt.is_spare);
-        expect(spares.count() <= 1, &subject, "at most one open spare")?;
+        let sound = attempts().filter(|attempt| attempt.status.is_open() && !attempt.was_suspected);
+        expect(
+            sound.count() <= 2,
+            &subject,
+            "at most two open attempts that were never suspected, one of them a spare",
+        )?;
         if !member.status.is_open() {
             let ended = attempts().all(|attempt| !attempt.status.is_open());
             return expect(ended, &subject, "no open attempt once it has ended");

@@ -20,7 +20,8 @@ use super::{
 /// Invariants, held by [`State::check_invariants`]:
 /// 1. A member is committed by exactly one attempt, which is its only one with status `Won` and has a result.
 /// 2. A member's status follows from its attempts while it is open (see [`MemberStatus`]).
-/// 3. A member has at most one live attempt that was never suspected, and at most one open spare beside it.
+/// 3. A member has at most one live attempt that was never suspected, spares apart, and at most two open ones that were never
+///    suspected: a spare begins only beside an attempt that is alone, which may have been a spare itself.
 /// 4. No open member has spent a budget, unless an attempt of it still runs or waits for verification, or a suspect one
 ///    is still waited for.
 /// 5. An ended run has no open member, an ended member no open attempt. A run ends with its last open member, or once fewer

@@ -77,6 +77,7 @@ scripts! {
     an_ended_run_is_not_paused,
     a_slow_member_gets_a_spare_that_will_win,
     a_spare_is_not_begun_for_little,
+    a_spare_that_goes_on_alone_may_get_one_itself,
     a_run_ends_once_its_quorum_is_out_of_reach,
     a_refused_snapshot_is_offered_to_nobody_again,
     a_snapshot_goes_only_to_a_worker_of_its_class,
