@@ -12,7 +12,7 @@ use plurality_common::limits::{
     CALLS_PER_CONNECTION_MAX, CONNECTIONS_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, WATCHERS_MAX,
 };
 use plurality_proto::v1::{
-    blob_service_server::BlobServiceServer,
+    blob_service_server::{BlobService, BlobServiceServer},
     run_service_server::RunServiceServer,
     worker_service_server::{WorkerService, WorkerServiceServer},
 };
@@ -170,23 +170,24 @@ impl Server {
             address,
             has_reflection: settings.has_reflection,
         };
-        let server = Self::assemble(parts, |workers| workers).await?;
+        let server = Self::assemble(parts, |workers, blobs| (workers, blobs)).await?;
         tracing::info!(%address, state = %settings.state.display(), "coordinator listens");
         Ok(server)
     }
 
-    /// Puts a coordinator together and serves. What workers call is served as `served` makes of it.
+    /// Puts a coordinator together and serves. What workers call, and blobs, are served as `served` makes of them.
     ///
     /// # Errors
     /// When the stored events cannot be read or contradict themselves.
-    pub async fn assemble<S, C, I, N, W, F>(parts: Parts<S, C, I>, served: F) -> Result<Self, ServerError>
+    pub async fn assemble<S, C, I, N, W, B, F>(parts: Parts<S, C, I>, served: F) -> Result<Self, ServerError>
     where
         S: EventStore,
         C: Check,
         I: Stream<Item = io::Result<N>> + Send + 'static,
         N: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         W: WorkerService,
-        F: FnOnce(Workers) -> W,
+        B: BlobService,
+        F: FnOnce(Workers, Blobs) -> (W, B),
     {
         let Parts { store, artifacts, dataset, environment, check, incoming, address, has_reflection } = parts;
         let dataset = Arc::new(dataset);
@@ -209,8 +210,8 @@ impl Server {
             watchers,
             stopping: stopping.clone(),
         };
-        let workers = served(Workers::new(outside, artifacts.clone(), timing, stopping.clone()));
-        let blobs = Blobs::new(artifacts.clone(), stopping.clone());
+        let workers = Workers::new(outside, artifacts.clone(), timing, stopping.clone());
+        let (workers, blobs) = served(workers, Blobs::new(artifacts.clone(), stopping.clone()));
         let health = HealthReporter::new();
         let router = router(workers, blobs, runs, &health, has_reflection).await;
         let watching = tokio::spawn(DiskWatch { artifacts, health: health.clone() }.run(stopping.clone()));
@@ -329,15 +330,15 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     })
 }
 
-async fn router<W: WorkerService>(
+async fn router<W: WorkerService, B: BlobService>(
     workers: W,
-    blobs: Blobs,
+    blobs: B,
     runs: Runs,
     health: &HealthReporter,
     has_reflection: bool,
 ) -> Router {
     health.set_serving::<WorkerServiceServer<W>>().await;
-    health.set_serving::<BlobServiceServer<Blobs>>().await;
+    health.set_serving::<BlobServiceServer<B>>().await;
     health.set_serving::<RunServiceServer<Runs>>().await;
     let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
     let reflection = has_reflection.then(|| {

@@ -4,6 +4,9 @@
 //! them. Once the plan's faults are over, everything that is off is switched on again, a worker that nothing has happened to
 //! is added, and every run has to come to its end.
 
+mod audit;
+mod incidents;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -22,9 +25,9 @@ use plurality_common::{
     limits::{DRAIN_TIMEOUT, STALL_TIMEOUT},
 };
 use plurality_coordinator::{
-    artifacts::{ArtifactStore, room::Room},
+    artifacts::ArtifactStore,
     blocking,
-    core::{Moment, WallTime, World},
+    core::WallTime,
     driver::{Environment, StartError},
     server::{Parts, Server, ServerError},
     store::StoreError,
@@ -48,8 +51,11 @@ use crate::{
     chance::Chance,
     check::SyntheticCheck,
     clock::Clock,
+    coverage::{Coverage, Sight},
     dataset,
     disk::Disk,
+    doom::Doomed,
+    ledger::Ledger,
     machine::{Machine, note_panics, take_panics},
     network::{Address, LATENCY_MIN, Link, Network},
     people::{People, worker_name},
@@ -57,6 +63,7 @@ use crate::{
     service::Unreliable,
     synthetic::{Synthetic, class},
     trace::Trace,
+    uploads::Uploads,
     witness::Witness,
 };
 
@@ -73,6 +80,8 @@ const FRESH_STREAM: u64 = 4;
 const PATIENCE: Duration = Duration::from_secs(3 * 60 * 60);
 /// How long workers may take to learn that everything has ended.
 const SETTLING: Duration = Duration::from_secs(100);
+/// How long some clusters are watched that have a worker in quarantine then: until that has ended with time.
+const LONG_SETTLING: Duration = Duration::from_secs(16 * 60);
 /// Where the wall clock begins, in milliseconds since 1970: some day in 2026.
 const WALL_BEGIN_MS: i64 = 1_780_000_000_000;
 
@@ -108,6 +117,8 @@ pub struct Outcome {
     pub runs: [usize; 3],
     /// Times that the coordinator was started.
     pub coordinator_lives: u64,
+    /// What was seen to happen.
+    pub coverage: Coverage,
 }
 
 /// How the program of a machine ended.
@@ -129,6 +140,7 @@ enum Deed {
     Leave(Address),
     Incident(Incident),
     Restore(Address, Address),
+    MakeRoom,
     Calm,
 }
 
@@ -183,7 +195,7 @@ impl Cluster {
         let plan = Plan::draw(seed);
         let clock = Clock::default();
         let trace = Trace::new(is_printed);
-        let witness = Witness::new(clock.clone(), trace.clone(), plan.file_bytes);
+        let witness = Witness::new(clock.clone(), trace.clone(), plan.file_bytes, plan.timing.lease);
         let faults = Faults::new(plan.rates, sabotage);
         let chance = Chance::new(seed, CLUSTER_STREAM);
         let network = Network::new(clock.clone(), seed);
@@ -271,6 +283,7 @@ impl Cluster {
             committed,
             runs,
             coordinator_lives: self.places.get(&COORDINATOR).map_or(0, |place| place.lives),
+            coverage: self.witness.coverage(),
         })
     }
 
@@ -285,7 +298,9 @@ impl Cluster {
                 return Ok(());
             }
         }
-        let settled_at = self.now + SETTLING;
+        let is_quarantined = self.witness.with_ledger(Ledger::has_quarantine);
+        let settling = if is_quarantined && self.chance.happens(0.15) { LONG_SETTLING } else { SETTLING };
+        let settled_at = self.now + settling;
         while self.now < settled_at && self.trace.violation().is_none() {
             self.turn()?;
         }
@@ -318,6 +333,7 @@ impl Cluster {
             .collect();
         for address in fallen {
             self.witness.say(&format!("{address:?} is brought down by a training"));
+            self.witness.see(Sight::MachineFell);
             let (away, says_goodbye) = (self.chance.seconds(0.5, 5.0), self.chance.happens(0.5));
             self.kill(address, away, says_goodbye);
         }
@@ -372,69 +388,12 @@ impl Cluster {
                 let cut = self.faults.get().cut;
                 self.network.change(from, to, |link| *link = Link { cut, ..Link::default() });
             }
+            Deed::MakeRoom => self.disk.make_room(),
             Deed::Incident(incident) if !self.is_calm => self.happen(incident),
             Deed::Incident(_) => {}
             Deed::Calm => self.calm(),
         }
         Ok(())
-    }
-
-    fn happen(&mut self, incident: Incident) {
-        self.witness.say(&format!("{incident:?}"));
-        match incident {
-            Incident::CoordinatorDies { away, says_goodbye } => self.kill(COORDINATOR, away, says_goodbye),
-            Incident::CoordinatorStops => {
-                self.network.hush(COORDINATOR, self.now + 2 * LATENCY_MIN);
-                self.later(self.now + LATENCY_MIN, Deed::Leave(COORDINATOR));
-            }
-            Incident::CoordinatorFreezes { pause } => self.freeze(COORDINATOR, pause),
-            Incident::WorkerDies { worker, away, says_goodbye } => self.kill(address(worker), away, says_goodbye),
-            Incident::WorkerLeaves { worker } => self.ask_to_leave(address(worker)),
-            Incident::WorkerFreezes { worker, pause } => self.freeze(address(worker), pause),
-            Incident::Partition { worker, upwards, downwards, span } => {
-                let links = [(address(worker), COORDINATOR, upwards), (COORDINATOR, address(worker), downwards)];
-                for (from, to, _) in links.into_iter().filter(|(_, _, is_down)| *is_down) {
-                    self.network.change(from, to, |link| link.is_down = true);
-                    self.later(self.now + span, Deed::Restore(from, to));
-                }
-            }
-            Incident::SlowLink { worker, extra, span } => {
-                for (from, to) in [(address(worker), COORDINATOR), (COORDINATOR, address(worker))] {
-                    self.network.change(from, to, |link| link.latency += extra);
-                    self.later(self.now + span, Deed::Restore(from, to));
-                }
-            }
-            Incident::ClockJumps { by_s } => {
-                self.wall_shift_ms.fetch_add(by_s * 1000, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Ends all faults: what is off is switched on, what is down goes up, and a worker comes that nothing has happened to.
-    fn calm(&mut self) {
-        self.witness.say("faults stop");
-        self.is_calm = true;
-        self.faults.stop();
-        let fresh = WorkerPlan {
-            slots: 2,
-            class: 0,
-            comes_at: self.now,
-            orphan_timeout: None,
-            snapshot_interval: Duration::from_secs(5),
-            step: Duration::from_secs(1),
-        };
-        self.plan.workers.push(fresh.clone());
-        self.equip(self.plan.workers.len() - 1, &fresh);
-        for worker in 0..self.plan.workers.len() {
-            for (from, to) in [(address(worker), COORDINATOR), (COORDINATOR, address(worker))] {
-                self.network.change(from, to, |link| *link = Link::default());
-            }
-        }
-        let addresses = std::iter::once(COORDINATOR).chain((0..self.plan.workers.len()).map(address));
-        for address in addresses {
-            self.thaw(address);
-            self.later(self.now, Deed::Boot(address));
-        }
     }
 
     fn kill(&mut self, address: Address, away: Duration, says_goodbye: bool) {
@@ -505,7 +464,7 @@ impl Cluster {
         let environment = self.environment();
         let (objects, staging) = (Arc::clone(&self.objects), self.staging());
         let start = async move {
-            let artifacts = ArtifactStore::over(objects, staging, Room::boundless())?;
+            let artifacts = ArtifactStore::over(objects, staging, disk.room())?;
             let dataset = dataset::store(&artifacts).await?;
             let parts = Parts {
                 store: disk.open(),
@@ -517,7 +476,11 @@ impl Cluster {
                 address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
                 has_reflection: false,
             };
-            Server::assemble(parts, |workers| Unreliable::new(workers, chance, faults, witness)).await
+            Server::assemble(parts, |workers, inner| {
+                let uploads = Uploads { inner, disk, faults: faults.clone(), witness: witness.clone() };
+                (Unreliable::new(workers, chance, faults, witness), uploads)
+            })
+            .await
         };
         async move {
             let started = tokio::select! {
@@ -558,9 +521,10 @@ impl Cluster {
     fn people(&self) -> impl Future<Output = Exit> + use<> {
         let way = way(&self.network, PEOPLE);
         let (runs, errands, witness) = (self.plan.runs.clone(), self.plan.errands.clone(), self.witness.clone());
+        let sabotage = self.faults.sabotage();
         async move {
             let client = RunServiceClient::new(way.channel());
-            People { client, runs, errands, witness }.run().await;
+            People { client, runs, errands, witness, sabotage }.run().await;
             Exit::Done
         }
     }
@@ -581,7 +545,10 @@ impl Cluster {
             address: "the simulated coordinator".to_owned(),
             identity,
             device: ResolvedDevice::Cpu,
-            trainers: Arc::new(self.trainers[&address(worker)].clone()),
+            trainers: Arc::new(Doomed {
+                trainers: self.trainers[&address(worker)].clone(),
+                runs: self.plan.runs.as_slice().into(),
+            }),
             cache: self.folder.path().join(worker_name(worker)),
             orphan_timeout: plan.orphan_timeout,
             snapshot_interval: plan.snapshot_interval,
@@ -601,49 +568,6 @@ impl Cluster {
 
     fn staging(&self) -> PathBuf {
         self.folder.path().join("staging")
-    }
-
-    /// Looks at what is left behind, once all is done: nobody trains, the log replays, and what was committed is there.
-    fn audit(&mut self) -> Result<(), SimulationError> {
-        for (address, trainers) in &self.trainers {
-            if trainers.under_way() > 0 {
-                let count = trainers.under_way();
-                self.witness.object(&format!("{address:?} still has {count} trainings under way that nobody wants"));
-            }
-        }
-        let (witness, timing) = (self.witness.clone(), self.plan.timing);
-        let (objects, staging) = (Arc::clone(&self.objects), self.staging());
-        let auditing = async move {
-            let world = World::replay(&witness.events(), Moment::default(), &timing);
-            if let Err(broken) = world.check_invariants() {
-                witness.object(&format!("after a replay: {broken}"));
-            }
-            let artifacts = match ArtifactStore::over(objects, staging, Room::boundless()) {
-                Ok(artifacts) => artifacts,
-                Err(error) => return Exit::Unexpected(error.to_string()),
-            };
-            for view in world.run_views(Moment::default()) {
-                for commit in view.members.iter().filter_map(|member| member.commit()) {
-                    let blobs = [commit.result.checkpoint, commit.result.predictions, commit.verification.predictions];
-                    for blob in blobs {
-                        if !matches!(artifacts.get(blob.sha256).await, Ok(bytes) if bytes.len() as u64 == blob.size_bytes)
-                        {
-                            witness.object(&format!("{} of a committed member is gone", blob.sha256));
-                        }
-                    }
-                }
-            }
-            Exit::Done
-        };
-        let auditor = Machine::boot(&self.clock, self.now, auditing).map_err(SimulationError::Machine)?;
-        while !auditor.has_ended() {
-            self.now += SETTLING;
-            auditor.run_until(self.now);
-        }
-        if let Some(Exit::Unexpected(reason)) = auditor.outcome() {
-            self.witness.object(&reason);
-        }
-        Ok(())
     }
 }
 

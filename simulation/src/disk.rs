@@ -1,11 +1,15 @@
-//! The coordinator's disk: it outlives the coordinator, takes its time, and fails.
+//! The coordinator's disk: it outlives the coordinator, takes its time, fills up, and fails.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use plurality_coordinator::{
+    artifacts::room::Room,
     core::Event,
     store::{EventStore, StoreError},
 };
@@ -13,6 +17,7 @@ use tokio::time::sleep;
 
 use crate::{
     chance::Chance,
+    coverage::Sight,
     plan::{Faults, Sabotage},
     witness::{Witness, line_of},
 };
@@ -21,6 +26,10 @@ use crate::{
 const WRITE_MAX: Duration = Duration::from_millis(15);
 /// The same of a disk that has other things to do.
 const SLOW_WRITE_MAX: Duration = Duration::from_secs(6);
+/// Bytes that uploads have to leave free.
+pub const RESERVE_BYTES: u64 = 10_000;
+/// Bytes that are free on a disk that has room for all.
+const AMPLE_BYTES: u64 = 1 << 40;
 
 /// The disk. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +39,7 @@ pub struct Disk {
     witness: Witness,
     // A lock and no message: it outlives every runtime. There is one thread.
     lines: Arc<Mutex<Vec<String>>>,
+    free_bytes: Arc<AtomicU64>,
 }
 
 /// The event log on the disk, as one coordinator has it open.
@@ -38,7 +48,31 @@ pub struct DiskStore(Disk);
 impl Disk {
     /// Makes an empty disk.
     pub fn new(chance: Chance, faults: Faults, witness: Witness) -> Self {
-        Self { chance, faults, witness, lines: Arc::default() }
+        let free_bytes = Arc::new(AtomicU64::new(AMPLE_BYTES));
+        Self { chance, faults, witness, lines: Arc::default(), free_bytes }
+    }
+
+    /// Leaves so much free for uploads.
+    pub fn fill(&self, free_bytes: u64) {
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
+    }
+
+    /// Has room for all again.
+    pub fn make_room(&self) {
+        if self.faults.sabotage() != Sabotage::DiskStaysFull {
+            self.fill(AMPLE_BYTES);
+        }
+    }
+
+    /// Says whether there may be too little room for an upload.
+    pub fn is_low(&self) -> bool {
+        self.free_bytes.load(Ordering::Relaxed) < AMPLE_BYTES
+    }
+
+    /// Returns the room for uploads.
+    pub fn room(&self) -> Room {
+        let free_bytes = Arc::clone(&self.free_bytes);
+        Room::new(RESERVE_BYTES, Box::new(move || Ok(free_bytes.load(Ordering::Relaxed))))
     }
 
     /// Opens the event log.
@@ -79,6 +113,7 @@ impl EventStore for DiskStore {
         }
         if fails {
             disk.witness.say("the disk fails");
+            disk.witness.see(Sight::StoreFailed);
             return Err(StoreError::Injected);
         }
         disk.turn().await;

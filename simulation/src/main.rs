@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<ExitCode> {
         let violation = failure.violation.as_deref().unwrap_or_default();
         println!("seed {}: {violation}\n  see it with: {}", failure.seed, replay_command(failure.seed));
     }
-    let Summary { seeds, time_s, attempts, committed, runs, coordinator_lives, failures } = &summary;
+    let Summary { seeds, time_s, attempts, committed, runs, coordinator_lives, coverage, failures } = &summary;
     let [completed, failed, cancelled] = runs;
     println!(
         "{seeds} seeds in {:.1} s: {:.1} virtual hours, {coordinator_lives} lives of coordinators, {attempts} attempts, \
@@ -50,5 +50,6 @@ fn main() -> anyhow::Result<ExitCode> {
         time_s / 3600.0,
         failures.len(),
     );
+    println!("seen: {coverage}");
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     cluster::{Outcome, SimulationError, simulate},
+    coverage::Coverage,
     plan::Sabotage,
 };
 
@@ -30,6 +31,8 @@ pub struct Summary {
     pub runs: [usize; 3],
     /// Times that coordinators were started.
     pub coordinator_lives: u64,
+    /// What was seen in all of them.
+    pub coverage: Coverage,
     /// Seeds in which something was as it must never be, by seed.
     pub failures: Vec<Outcome>,
 }
@@ -42,6 +45,7 @@ impl Summary {
         self.attempts += outcome.attempts;
         self.committed += outcome.committed;
         self.coordinator_lives += outcome.coordinator_lives;
+        self.coverage.add(&outcome.coverage);
         for (sum, count) in self.runs.iter_mut().zip(outcome.runs) {
             *sum += count;
         }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    plan::{Errand, RunPlan},
+    plan::{Errand, RunPlan, Sabotage},
     witness::Witness,
 };
 
@@ -30,6 +30,8 @@ pub struct People {
     pub errands: Vec<(Duration, Errand)>,
     /// Who is to know what they are told.
     pub witness: Witness,
+    /// What is built in on purpose.
+    pub sabotage: Sabotage,
 }
 
 /// Returns what people call a worker.
@@ -94,6 +96,16 @@ impl People {
                         self.cancel(id).await;
                     }
                 }
+                Errand::Pause(run) => {
+                    if let Some(id) = &ids[run] {
+                        self.pause_run(id).await;
+                    }
+                }
+                Errand::Resume(run) => {
+                    if let Some(id) = ids[run].as_ref().filter(|_| self.sabotage != Sabotage::PausesLast) {
+                        self.resume_run(id).await;
+                    }
+                }
                 Errand::Drain(worker) => self.drain(worker).await,
                 Errand::Look => self.look().await,
             }
@@ -117,15 +129,15 @@ impl People {
                 ensemble_size: run.members,
                 continue_unfinished: true,
                 first_member: 0,
-                quorum: None,
+                quorum: run.quorum.filter(|_| self.sabotage != Sabotage::QuorumsAreForgotten),
             };
             match in_time(self.client.clone().submit(request)).await {
                 Ok(response) => {
                     let id = response.into_inner().run_id;
-                    self.witness.submitted(&id);
+                    self.witness.submitted(&id, run);
                     return id;
                 }
-                Err(status) => self.pause("submit", &status, &[]).await,
+                Err(status) => self.try_again_after("submit", &status, &[]).await,
             };
         }
     }
@@ -136,7 +148,31 @@ impl People {
             match in_time(self.client.clone().cancel(request)).await {
                 Ok(_) => return self.witness.cancelled(run),
                 // It was completed, or has failed, before.
-                Err(status) if self.pause("cancel", &status, &[Code::FailedPrecondition]).await => return,
+                Err(status) if self.try_again_after("cancel", &status, &[Code::FailedPrecondition]).await => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn pause_run(&self, run: &str) {
+        let before = self.witness.before_change(run);
+        loop {
+            match in_time(self.client.clone().pause(v1::PauseRequest { run: run.to_owned() })).await {
+                Ok(_) => return self.witness.paused(run, before),
+                // It has ended.
+                Err(status) if self.try_again_after("pause", &status, &[Code::FailedPrecondition]).await => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn resume_run(&self, run: &str) {
+        let before = self.witness.before_change(run);
+        loop {
+            match in_time(self.client.clone().resume(v1::ResumeRequest { run: run.to_owned() })).await {
+                Ok(_) => return self.witness.resumed(run, before),
+                // It has ended.
+                Err(status) if self.try_again_after("resume", &status, &[Code::FailedPrecondition]).await => return,
                 Err(_) => {}
             }
         }
@@ -148,7 +184,7 @@ impl People {
             match in_time(self.client.clone().drain(request)).await {
                 Ok(_) => return self.witness.say(&format!("people want {} to leave", worker_name(worker))),
                 // It is not there, or was there several times.
-                Err(status) if self.pause("drain", &status, &DRAIN_FINAL).await => return,
+                Err(status) if self.try_again_after("drain", &status, &DRAIN_FINAL).await => return,
                 Err(_) => {}
             }
         }
@@ -167,7 +203,7 @@ impl People {
     }
 
     /// Waits before another try; says whether the answer was one of `last` words, after which there is none.
-    async fn pause(&self, what: &str, status: &Status, last: &[Code]) -> bool {
+    async fn try_again_after(&self, what: &str, status: &Status, last: &[Code]) -> bool {
         self.witness.say(&format!("people fail to {what}: {:?}: {}", status.code(), status.message()));
         if last.contains(&status.code()) {
             return true;

@@ -10,6 +10,7 @@ use plurality_coordinator::core::Timing;
 
 use crate::{
     chance::Chance,
+    disk::RESERVE_BYTES,
     synthetic::{Habit, Mishap},
 };
 
@@ -19,7 +20,13 @@ const PLAN_STREAM: u64 = 1;
 const IDLE_SYNC: Duration = Duration::from_secs(25);
 
 /// Kinds that incidents are drawn from; some stand for the same, so that it comes more often.
-const INCIDENT_KINDS: u64 = 14;
+const INCIDENT_KINDS: u64 = 16;
+/// How long after faults have stopped people see to it that nothing is paused: a pause that was asked for twice may come late the
+/// first time.
+const LAST_LOOK: Duration = Duration::from_secs(60);
+
+/// Most members of a run that cannot be trained: one more than puts every worker in quarantine.
+const DOOMED_MAX: u32 = 4;
 
 /// A mistake built in on purpose, to see that it is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,6 +42,14 @@ pub enum Sabotage {
     VerificationStops,
     /// Trainings go on from snapshots one step too far.
     ResumeForgetsAStep,
+    /// Who sends what the coordinator has no room for is told that it will never be taken.
+    LowDiskIsFinal,
+    /// A disk that is full once stays so.
+    DiskStaysFull,
+    /// Nobody resumes what was paused.
+    PausesLast,
+    /// The quorum that people want is not passed on.
+    QuorumsAreForgotten,
 }
 
 /// How likely everything is that can go wrong at any time.
@@ -122,6 +137,12 @@ pub struct RunPlan {
     pub steps: u32,
     /// Its seed; it tells it from the others.
     pub seed: u64,
+    /// Members that are enough, if fewer than all are.
+    pub quorum: Option<u32>,
+    /// How many of its members, the first ones, cannot be trained.
+    pub doomed: u32,
+    /// How those fail.
+    pub doom: FailureKind,
 }
 
 /// Something that people do.
@@ -131,6 +152,10 @@ pub enum Errand {
     Submit(usize),
     /// Cancel it.
     Cancel(usize),
+    /// Let it rest.
+    Pause(usize),
+    /// Let it go on.
+    Resume(usize),
     /// Ask a worker to leave.
     Drain(usize),
     /// Look at everything.
@@ -195,6 +220,13 @@ pub enum Incident {
         /// How long.
         span: Duration,
     },
+    /// The coordinator's disk has too little room for uploads for a while.
+    DiskFills {
+        /// What is left of it.
+        free_bytes: u64,
+        /// How long.
+        span: Duration,
+    },
     /// The coordinator's wall clock jumps.
     ClockJumps {
         /// By how much, in seconds.
@@ -255,8 +287,8 @@ impl Plan {
             mishap: rate(0.9),
             poison: if chance.happens(0.15) { rate(2.0).min(1.0) } else { 0.0 },
         };
-        let incidents = incidents(&chance, calm_at, workers.len());
         let file_bytes = if chance.happens(0.03) { 700_000 } else { chance.one_of(&[100, 2000]) };
+        let incidents = incidents(&chance, calm_at, workers.len(), file_bytes);
         Self { timing, workers, runs, errands, incidents, rates, calm_at, file_bytes }
     }
 }
@@ -296,14 +328,20 @@ fn worker(chance: &Chance) -> WorkerPlan {
         comes_at: chance.seconds(0.0, 20.0),
         orphan_timeout: chance.one_of(&[None, Some(30), Some(90)]).map(Duration::from_secs),
         snapshot_interval: chance.seconds(3.0, 20.0),
-        step: chance.seconds(0.5, 4.0),
+        step: if chance.happens(0.1) { chance.seconds(8.0, 25.0) } else { chance.seconds(0.5, 4.0) },
     }
 }
 
 fn run(chance: &Chance, number: u64) -> RunPlan {
     let members = u32::try_from(chance.between(1, 8)).unwrap_or(1);
     let steps = u32::try_from(chance.between(3, 14)).unwrap_or(3);
-    RunPlan { members, steps, seed: number + 1 }
+    let quorum = (members > 1 && chance.happens(0.4)).then(|| chance.between(1, u64::from(members) - 1));
+    let quorum = quorum.and_then(|quorum| u32::try_from(quorum).ok());
+    // Where all are needed, the first that fails ends everything.
+    let is_doomed = chance.happens(if quorum.is_some() { 0.4 } else { 0.1 });
+    let doomed = if is_doomed { chance.between(1, u64::from(members.min(DOOMED_MAX))) } else { 0 };
+    let doom = chance.one_of(&[FailureKind::Numeric, FailureKind::Internal, FailureKind::OutOfMemory]);
+    RunPlan { members, steps, seed: number + 1, quorum, doomed: u32::try_from(doomed).unwrap_or(0), doom }
 }
 
 fn errands(chance: &Chance, calm_at: Duration, runs: usize, workers: usize) -> Vec<(Duration, Errand)> {
@@ -314,6 +352,12 @@ fn errands(chance: &Chance, calm_at: Duration, runs: usize, workers: usize) -> V
         errands.push((submitted_at, Errand::Submit(run)));
         if chance.happens(0.2) {
             errands.push((submitted_at + chance.seconds(1.0, latest / 2.0), Errand::Cancel(run)));
+        }
+        if chance.happens(0.3) {
+            let paused_at = submitted_at + chance.seconds(1.0, latest / 2.0);
+            errands.push((paused_at, Errand::Pause(run)));
+            errands.push((paused_at + chance.seconds(1.0, 60.0), Errand::Resume(run)));
+            errands.push((calm_at + LAST_LOOK, Errand::Resume(run)));
         }
     }
     for worker in 0..workers {
@@ -327,7 +371,7 @@ fn errands(chance: &Chance, calm_at: Duration, runs: usize, workers: usize) -> V
 }
 
 /// Draws incidents: a few in most seeds, storms of mostly one kind in some.
-fn incidents(chance: &Chance, calm_at: Duration, workers: usize) -> Vec<(Duration, Incident)> {
+fn incidents(chance: &Chance, calm_at: Duration, workers: usize, file_bytes: usize) -> Vec<(Duration, Incident)> {
     let count = chance.one_of(&[0, 3, 6, 10, 10, 60]);
     // What is away for long is spared by the rest of a storm.
     let spans: &[(f64, f64)] = if count > 10 { &[(0.1, 3.0)] } else { &[(0.1, 3.0), (3.0, 40.0), (40.0, 150.0)] };
@@ -339,7 +383,12 @@ fn incidents(chance: &Chance, calm_at: Duration, workers: usize) -> Vec<(Duratio
             let is_favourite = is_mostly_one && chance.happens(0.8);
             let kind = if is_favourite { favourite } else { chance.between(0, INCIDENT_KINDS - 1) };
             let (shortest, longest) = chance.one_of(spans);
-            (at, incident(chance, kind, chance.seconds(shortest, longest), workers))
+            let away = chance.seconds(shortest, longest);
+            let incident = match kind {
+                14 | 15 => disk_fills(chance, away, file_bytes),
+                _ => incident(chance, kind, away, workers),
+            };
+            (at, incident)
         })
         .collect();
     incidents.sort_by_key(|(at, _)| *at);
@@ -366,4 +415,10 @@ fn incident(chance: &Chance, kind: u64, away: Duration, workers: usize) -> Incid
             Incident::ClockJumps { by_s }
         }
     }
+}
+
+/// Draws a disk that has no room at all, none beside its reserve, or a byte too little for two copies of a file.
+fn disk_fills(chance: &Chance, span: Duration, file_bytes: usize) -> Incident {
+    let free_bytes = chance.one_of(&[0, RESERVE_BYTES, RESERVE_BYTES + 2 * file_bytes as u64 - 1]);
+    Incident::DiskFills { free_bytes, span }
 }

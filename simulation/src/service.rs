@@ -9,6 +9,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::{
     chance::Chance,
+    coverage::Sight,
     plan::{Faults, Sabotage},
     witness::Witness,
 };
@@ -47,15 +48,18 @@ impl<W: WorkerService> Unreliable<W> {
     {
         let faults = self.faults.get();
         if self.chance.happens(faults.late_call) {
+            self.witness.see(Sight::CallLate);
             sleep(self.chance.up_to(DELAY_MAX)).await;
         }
         if self.chance.happens(faults.lost_call) {
+            self.witness.see(Sight::CallLost);
             self.witness.say(&format!("{name} is lost"));
             return Err(Status::unavailable("lost on its way there"));
         }
         let call = Arc::new(call);
         let see = Arc::new(see);
         if self.chance.happens(faults.echoed_call) {
+            self.witness.see(Sight::CallRepeated);
             let (inner, witness, echo) = (Arc::clone(&self.inner), self.witness.clone(), request.clone());
             let (call, see, wait) = (Arc::clone(&call), Arc::clone(&see), self.chance.up_to(ECHO_MAX));
             // It ends with the machine, as whatever is on its way does.
@@ -76,6 +80,7 @@ impl<W: WorkerService> Unreliable<W> {
             Err(status) => self.witness.say(&format!("{name} is answered {:?}: {}", status.code(), status.message())),
         }
         if self.chance.happens(faults.lost_answer) {
+            self.witness.see(Sight::AnswerLost);
             self.witness.say(&format!("the answer to {name} is lost"));
             return Err(Status::unavailable("lost on its way back"));
         }
@@ -85,6 +90,7 @@ impl<W: WorkerService> Unreliable<W> {
     /// Commits what is stored already, without the token.
     async fn forge(&self, request: &v1::CommitRequest) {
         let mut forged = request.clone();
+        self.witness.see(Sight::Forgery);
         if let Some(handle) = &mut forged.handle {
             handle.token = "forged".to_owned();
         }
@@ -106,7 +112,15 @@ impl<W: WorkerService> WorkerService for Unreliable<W> {
     }
 
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
-        let call = |inner: Arc<W>, request| async move { inner.sync(Request::new(request)).await };
+        let witness = self.witness.clone();
+        let call = move |inner: Arc<W>, request: v1::SyncRequest| {
+            let (witness, asked_at, worker) = (witness.clone(), witness.now(), request.worker_id.clone());
+            async move {
+                let answer = inner.sync(Request::new(request)).await?;
+                witness.heard(&worker, asked_at);
+                Ok(answer)
+            }
+        };
         let see = |witness: &Witness, request: &v1::SyncRequest, response: &v1::SyncResponse| {
             if !response.instructions.is_empty() {
                 witness.say(&format!("{} is to {}", request.worker_id, described(&response.instructions)));

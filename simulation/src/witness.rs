@@ -3,12 +3,19 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use plurality_coordinator::core::{Event, World};
 use plurality_proto::v1;
 
-use crate::{clock::Clock, ledger::Ledger, trace::Trace};
+use crate::{
+    clock::Clock,
+    coverage::{Coverage, Sight},
+    ledger::{Ledger, Span},
+    plan::RunPlan,
+    trace::Trace,
+};
 
 /// Sees everything. Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +34,10 @@ struct Shared {
     verdicts: BTreeMap<String, Verdict>,
     /// Whether people have done all they meant to.
     are_people_done: bool,
+    /// What was seen beside what the ledger sees.
+    seen: Coverage,
+    /// When a turn of the driver was last inspected: whatever comes next is decided after that.
+    inspected_at: Duration,
 }
 
 /// An answer to a commit that binds the coordinator.
@@ -39,13 +50,15 @@ enum Verdict {
 }
 
 impl Witness {
-    /// Sees a cluster whose results have files of at least `file_bytes`.
-    pub fn new(clock: Clock, trace: Trace, file_bytes: usize) -> Self {
+    /// Sees a cluster whose results have files of at least `file_bytes`, and whose workers have to be heard of once in a `lease`.
+    pub fn new(clock: Clock, trace: Trace, file_bytes: usize, lease: Duration) -> Self {
         let shared = Shared {
-            ledger: Ledger::new(file_bytes),
+            ledger: Ledger::new(file_bytes, lease),
             acknowledged: Vec::new(),
             verdicts: BTreeMap::new(),
             are_people_done: false,
+            seen: Coverage::default(),
+            inspected_at: Duration::ZERO,
         };
         Self { clock, trace, shared: Arc::new(Mutex::new(shared)) }
     }
@@ -60,6 +73,24 @@ impl Witness {
         self.trace.violated(self.clock.now(), text);
     }
 
+    /// Notes that something has happened that is to happen in some seed.
+    pub fn see(&self, sight: Sight) {
+        self.lock().seen.see(sight);
+    }
+
+    /// Returns what was seen.
+    pub fn coverage(&self) -> Coverage {
+        let shared = self.lock();
+        let mut coverage = shared.seen.clone();
+        coverage.add(shared.ledger.coverage());
+        coverage
+    }
+
+    /// Returns the time.
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
     /// Sees the state after a turn of the driver, and the events that the store has acknowledged in it.
     pub fn inspect(&self, world: &World, events: &[Event]) {
         if let Err(broken) = world.check_invariants() {
@@ -67,6 +98,13 @@ impl Witness {
         }
         for event in events {
             self.learn(&line_of(event));
+        }
+        let mut shared = self.lock();
+        shared.inspected_at = self.clock.now();
+        let complete = shared.ledger.expect_nothing_is_due();
+        drop(shared);
+        if let Err(missing) = complete {
+            self.object(&missing);
         }
     }
 
@@ -82,6 +120,9 @@ impl Witness {
         for line in &lines[known.len()..] {
             self.learn(line);
         }
+        let mut shared = self.lock();
+        shared.inspected_at = self.clock.now();
+        shared.ledger.restart();
     }
 
     fn learn(&self, line: &str) {
@@ -92,7 +133,8 @@ impl Witness {
         };
         let mut shared = self.lock();
         shared.acknowledged.push(line.to_owned());
-        let read = shared.ledger.read(&event);
+        let when = Span { from: shared.inspected_at, to: self.clock.now() };
+        let read = shared.ledger.read(&event, when);
         drop(shared);
         if let Err(broken) = read {
             self.object(&broken);
@@ -152,11 +194,50 @@ impl Witness {
         }
     }
 
+    /// Sees that a worker asked at `asked_at` what to do, and is answered.
+    pub fn heard(&self, worker: &str, asked_at: Duration) {
+        let when = Span { from: asked_at, to: self.clock.now() };
+        self.lock().ledger.hear(worker, when);
+    }
+
     /// Sees that somebody was told of a run.
-    pub fn submitted(&self, run: &str) {
-        self.say(&format!("people have run {run}"));
-        if !self.lock().ledger.knows_run(run) {
-            self.object(&format!("run {run} was acknowledged and is not stored"));
+    pub fn submitted(&self, id: &str, run: RunPlan) {
+        self.say(&format!("people have run {id}"));
+        let found = self.lock().ledger.request(id).map(|(request, seed)| (request.size, request.quorum, seed));
+        match found {
+            None => self.object(&format!("run {id} was acknowledged and is not stored")),
+            Some(found) if found != (run.members, run.quorum, run.seed) => {
+                self.object(&format!("run {id} is of size, quorum and seed {found:?}, asked for was {run:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Returns what [`Witness::paused`] and [`Witness::resumed`] are to know of the time before.
+    pub fn before_change(&self, run: &str) -> (bool, u64) {
+        self.lock().ledger.pauses(run)
+    }
+
+    /// Sees that somebody was told that a run rests.
+    pub fn paused(&self, run: &str, before: (bool, u64)) {
+        self.say(&format!("people have paused run {run}"));
+        self.expect_pause(run, true, before);
+    }
+
+    /// Sees that somebody was told that a run goes on.
+    pub fn resumed(&self, run: &str, before: (bool, u64)) {
+        self.say(&format!("people have resumed run {run}"));
+        self.expect_pause(run, false, before);
+    }
+
+    /// Expects that a run was paused, or not, at some time since `before`: what is asked twice may be done late the first time.
+    fn expect_pause(&self, run: &str, is_paused: bool, (was_paused, changes_before): (bool, u64)) {
+        let shared = self.lock();
+        let (_, changes) = shared.ledger.pauses(run);
+        let is_stored = was_paused == is_paused || changes > changes_before || shared.ledger.has_ended(run);
+        drop(shared);
+        if !is_stored {
+            self.object(&format!("a pause of run {run}, or its end, was acknowledged and is not stored"));
         }
     }
 

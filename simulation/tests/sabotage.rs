@@ -35,3 +35,27 @@ fn a_training_that_is_resumed_wrongly_is_found_out() {
     let violation = found(Sabotage::ResumeForgetsAStep);
     assert!(violation.contains("other bytes than an undisturbed training"), "{violation}");
 }
+
+#[test]
+fn a_low_disk_that_is_charged_to_a_member_is_found_out() {
+    let violation = found(Sabotage::LowDiskIsFinal);
+    assert!(violation.contains("because the coordinator's disk is low"), "{violation}");
+}
+
+#[test]
+fn a_disk_that_stays_full_is_found_out() {
+    let violation = found(Sabotage::DiskStaysFull);
+    assert!(violation.contains("runs without an end"), "{violation}");
+}
+
+#[test]
+fn a_run_that_nobody_resumes_is_found_out() {
+    let violation = found(Sabotage::PausesLast);
+    assert!(violation.contains("runs without an end"), "{violation}");
+}
+
+#[test]
+fn a_quorum_that_is_not_passed_on_is_found_out() {
+    let violation = found(Sabotage::QuorumsAreForgotten);
+    assert!(violation.contains("asked for was"), "{violation}");
+}

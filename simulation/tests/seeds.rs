@@ -26,6 +26,8 @@ fn every_seed_keeps_every_promise() {
     });
     let failures: Vec<_> = failures.collect();
     assert!(failures.is_empty(), "{} of {seeds} seeds fail\n{}", failures.len(), failures.join("\n"));
+    let missing = summary.coverage.missing(seeds);
+    assert!(missing.is_empty(), "of {seeds} seeds too few have seen {missing:?}; all of it: {}", summary.coverage);
     // Else the faults are so many that nothing was seen of what happens between them.
     let [completed, failed, cancelled] = summary.runs;
     assert!(completed > failed + cancelled, "{summary:?}");

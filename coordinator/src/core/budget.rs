@@ -8,19 +8,19 @@ use super::state::AttemptStatus;
 
 /// Attempts that may be charged to a member and still be tried again: enough for bad luck, few enough that a broken
 /// recipe is reported within minutes. Spark and Ballista allow as many.
-pub(super) const RETRY_BUDGET: u32 = 4;
+pub const RETRY_BUDGET: u32 = 4;
 /// Machines that may fail a member (lost, out of memory, disk full) and still be followed by another: a machine's fault
 /// is not the recipe's, yet what brings down six machines is not bad luck. HyperQueue's crash limit.
-pub(super) const LOSS_BUDGET: u32 = 5;
+pub const LOSS_BUDGET: u32 = 5;
 /// Numeric failures that are final: a member's seed is fixed, so the second shows that it would come again.
-const NUMERIC_FAILURES: u32 = 2;
+pub const NUMERIC_FAILURES: u32 = 2;
 
 /// Members that one worker may fail within [`QUARANTINE_WINDOW`] before it is in quarantine: one is the member's bad luck, two a
 /// coincidence, and a machine that spoils all that it is given shows it with three.
-pub(super) const QUARANTINE_MEMBERS: usize = 3;
+pub const QUARANTINE_MEMBERS: usize = 3;
 /// How long a failure counts towards a quarantine, and how long a quarantine lasts: a full disk or too little memory is seen to
 /// within minutes or not at all, and trying it anew costs one attempt in so long.
-pub(super) const QUARANTINE_WINDOW: Duration = Duration::from_secs(15 * 60);
+pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(15 * 60);
 
 /// Whom a failure is charged to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
