@@ -304,6 +304,9 @@ impl Cluster {
         while self.now < settled_at && self.trace.violation().is_none() {
             self.turn()?;
         }
+        if settling == LONG_SETTLING && self.witness.with_ledger(Ledger::has_quarantine) {
+            self.witness.object("a quarantine does not end with time");
+        }
         self.audit()
     }
 

@@ -2,9 +2,11 @@
 
 mod offers;
 mod sessions;
+mod snapshots;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,7 +16,6 @@ use std::{
 use plurality_common::{
     attempt::DeterminismClass,
     blob::BlobRef,
-    digest::Digest,
     id::{AttemptId, MemberIndex, RunId, WorkerId},
     recipe::parse::recipe_from_json,
 };
@@ -22,6 +23,7 @@ use plurality_coordinator::core::{Event, MemberResult, RunOutcome, RunRequest};
 
 use self::{
     sessions::Sessions,
+    snapshots::Kept,
     stage::{Fault, HELD, LIVE, Stage, Tally, WELCOME, fault},
 };
 use crate::{
@@ -49,12 +51,15 @@ pub struct Span {
 ///    and no attempt is left that could succeed; then it does.
 /// 3. A run is completed when every member has ended and as many are committed as it needs, and fails when too few are left;
 ///    then it does, and nothing of it happens afterwards.
-/// 4. Nothing of a paused run is given out, and what was given out and not begun is taken back by the pause.
+/// 4. Nothing of a paused run is given out, what was given out and not begun is taken back by the pause, and whoever trains it is
+///    told to stop.
 /// 5. A worker gets no more than its slots, nothing once it leaves, and no member again that it cannot train.
 /// 6. A worker on which three members failed within a quarter of an hour is in quarantine for as long, unless a member of it is
 ///    committed; meanwhile it gets no spare, and a member only if nobody else is known to be there who could take it.
 /// 7. A spare is begun beside one running attempt of another worker, while no member waits.
-/// 8. Attempts go the ways that the state machine has, and whatever is charged says why; a full disk of the coordinator is
+/// 8. An attempt is given the newest snapshots that other attempts of its member have left on machines of its worker's class, but
+///    for those that could not be used, or may be what a result or a loss was wrong by.
+/// 9. Attempts go the ways that the state machine has, and whatever is charged says why; a full disk of the coordinator is
 ///    charged to nobody.
 #[derive(Debug)]
 pub struct Ledger {
@@ -76,8 +81,9 @@ struct Run {
     committed: BTreeSet<MemberIndex>,
     failed: BTreeSet<MemberIndex>,
     is_paused: bool,
-    /// How often it was paused and resumed.
+    /// How often it was paused and resumed, and when it was last seen to be.
     changes: u64,
+    changed_at: Duration,
     end: Option<RunOutcome>,
 }
 
@@ -89,7 +95,10 @@ struct Attempt {
     is_spare: bool,
     stage: Stage,
     result: Option<(BlobRef, DeterminismClass)>,
-    snapshots: BTreeSet<Digest>,
+    /// What its bytes depend on; absent until its worker has said so.
+    class: Option<DeterminismClass>,
+    /// Those that it handed over, first come first.
+    snapshots: Vec<Kept>,
 }
 
 /// Something that follows from what happened.
@@ -152,7 +161,7 @@ impl Ledger {
     pub fn read(&mut self, event: &Event, when: Span) -> Result<(), String> {
         self.expect_what_is_due(event)?;
         match event {
-            Event::WorkerRegistered { worker, profile, .. } => self.sessions.open(worker, profile.slots),
+            Event::WorkerRegistered { worker, profile, .. } => self.sessions.open(worker, profile),
             Event::WorkerDraining { worker, .. } => self.sessions.drain(worker)?,
             Event::WorkerQuarantined { worker, reason, .. } => {
                 self.sessions.quarantine(worker, reason, when)?;
@@ -164,8 +173,8 @@ impl Ledger {
             }
             Event::WorkerClosed { worker, cause, .. } => self.sessions.close(worker, *cause)?,
             Event::RunSubmitted { run, request, seed, .. } => self.submit(run, request, *seed)?,
-            Event::RunPaused { run, .. } => self.pause(run)?,
-            Event::RunResumed { run, .. } => self.resume(run)?,
+            Event::RunPaused { run, .. } => self.pause(run, when)?,
+            Event::RunResumed { run, .. } => self.resume(run, when)?,
             Event::AttemptOffered { attempt, run, member, worker, is_spare, .. } => {
                 self.offer(attempt, run, *member, worker, *is_spare, when)?;
             }
@@ -236,6 +245,13 @@ impl Ledger {
         self.runs.get(&RunId::new(run)).map_or((false, 0), |run| (run.is_paused, run.changes))
     }
 
+    /// Says whether a worker that trains an attempt and asked at `asked_at` has to be told to stop, because its run rests.
+    pub fn must_stop(&self, attempt: &str, asked_at: Duration) -> bool {
+        let attempt = self.attempts.get(&AttemptId::new(attempt)).filter(|attempt| attempt.stage == Stage::Running);
+        let run = attempt.and_then(|attempt| self.runs.get(&attempt.run));
+        run.is_some_and(|run| run.is_paused && run.changed_at < asked_at)
+    }
+
     /// Says whether an attempt has handed over this checkpoint.
     pub fn has_result(&self, attempt: &str, checkpoint: &str) -> bool {
         let attempt = self.attempts.get(&AttemptId::new(attempt));
@@ -246,7 +262,7 @@ impl Ledger {
     /// Says whether an attempt has handed over this snapshot.
     pub fn has_snapshot(&self, attempt: &str, snapshot: &str) -> bool {
         let attempt = self.attempts.get(&AttemptId::new(attempt));
-        attempt.is_some_and(|attempt| attempt.snapshots.iter().any(|found| found.to_string() == snapshot))
+        attempt.is_some_and(|attempt| attempt.snapshots.iter().any(|kept| kept.is(snapshot)))
     }
 
     /// Counts committed members, and runs by how they ended: completed, failed, cancelled.
@@ -290,6 +306,7 @@ impl Ledger {
             failed: BTreeSet::new(),
             is_paused: false,
             changes: 0,
+            changed_at: Duration::ZERO,
             end: None,
         };
         match self.runs.insert(id.clone(), run) {
@@ -298,28 +315,28 @@ impl Ledger {
         }
     }
 
-    fn pause(&mut self, id: &RunId) -> Result<(), String> {
+    fn pause(&mut self, id: &RunId, when: Span) -> Result<(), String> {
         let mut attempts = self.attempts.values().filter(|attempt| attempt.run == *id);
         if attempts.any(|attempt| attempt.stage == Stage::Offered) {
             return Err(format!("run {id} is paused while an attempt of it is on its way to its worker"));
         }
-        self.change_pause(id, true)?;
+        self.change_pause(id, true, when)?;
         self.coverage.see(Sight::Paused);
         Ok(())
     }
 
-    fn resume(&mut self, id: &RunId) -> Result<(), String> {
-        self.change_pause(id, false)?;
+    fn resume(&mut self, id: &RunId, when: Span) -> Result<(), String> {
+        self.change_pause(id, false, when)?;
         self.coverage.see(Sight::PauseEnded);
         Ok(())
     }
 
-    fn change_pause(&mut self, id: &RunId, is_paused: bool) -> Result<(), String> {
+    fn change_pause(&mut self, id: &RunId, is_paused: bool, when: Span) -> Result<(), String> {
         let run = self.run_mut(id)?;
         if run.end.is_some() || run.is_paused == is_paused {
             return Err(format!("run {id} cannot be paused or resumed, paused {}, end {:?}", run.is_paused, run.end));
         }
-        (run.is_paused, run.changes) = (is_paused, run.changes + 1);
+        (run.is_paused, run.changes, run.changed_at) = (is_paused, run.changes + 1, when.to);
         Ok(())
     }
 
@@ -355,9 +372,13 @@ impl Ledger {
                 self.coverage.see(Sight::Superseded);
             }
             Event::AttemptResumed { .. } => self.coverage.see(Sight::Resumed),
-            Event::SnapshotRefused { .. } => self.coverage.see(Sight::SnapshotRefused),
-            Event::AttemptSnapshotted { attempt, snapshot, .. } => {
-                self.attempt_mut(attempt)?.snapshots.insert(snapshot.sha256);
+            Event::AttemptClassified { attempt, class } => self.attempt_mut(attempt)?.class = Some(class.clone()),
+            Event::SnapshotRefused { attempt, snapshot, .. } => {
+                self.coverage.see(Sight::SnapshotRefused);
+                self.drop_snapshots(attempt, Some(*snapshot), when)?;
+            }
+            Event::AttemptSnapshotted { attempt, step, snapshot, .. } => {
+                self.keep_snapshot(attempt, *step, *snapshot, when)?;
             }
             Event::ResultReceived { attempt, result, .. } => self.receive(attempt, result, when)?,
             Event::ResultRejected { attempt, reason, .. } => {
@@ -396,6 +417,9 @@ impl Ledger {
         if reason.is_empty() {
             return Err(format!("attempt {id} is {to:?} without a reason"));
         }
+        if to == Stage::Failed(Fault::Nobody) {
+            return Err(format!("attempt {id} is {to:?}, and was given back"));
+        }
         if reason.contains(LOW_DISK) {
             return Err(format!("attempt {id} is {to:?} because the coordinator's disk is low: {reason}"));
         }
@@ -411,6 +435,10 @@ impl Ledger {
         if is_strike && self.sessions.strike(&worker, member, when) {
             self.due.push_back(Due::Quarantine(worker));
         }
+        // What came out wrong may have been wrong in a snapshot.
+        if matches!(to, Stage::Rejected | Stage::Failed(Fault::Numeric)) {
+            self.drop_snapshots(id, None, when)?;
+        }
         self.step(id, if to == Stage::Rejected { &[Stage::Verifying] } else { WELCOME }, to, when)
     }
 
@@ -419,7 +447,9 @@ impl Ledger {
         if self.is_paused(id)? {
             self.coverage.see(Sight::TakenInPause);
         }
-        match self.attempt_mut(id)?.result.replace((result.checkpoint, result.class.clone())) {
+        let attempt = self.attempt_mut(id)?;
+        attempt.class = Some(result.class.clone());
+        match attempt.result.replace((result.checkpoint, result.class.clone())) {
             None => Ok(()),
             Some(_) => Err(format!("attempt {id} handed over two results")),
         }

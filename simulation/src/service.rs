@@ -114,10 +114,10 @@ impl<W: WorkerService> WorkerService for Unreliable<W> {
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
         let witness = self.witness.clone();
         let call = move |inner: Arc<W>, request: v1::SyncRequest| {
-            let (witness, asked_at, worker) = (witness.clone(), witness.now(), request.worker_id.clone());
+            let (witness, asked_at) = (witness.clone(), witness.now());
             async move {
-                let answer = inner.sync(Request::new(request)).await?;
-                witness.heard(&worker, asked_at);
+                let answer = inner.sync(Request::new(request.clone())).await?;
+                witness.heard(&request, answer.get_ref(), asked_at);
                 Ok(answer)
             }
         };

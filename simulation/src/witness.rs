@@ -102,9 +102,10 @@ impl Witness {
         let mut shared = self.lock();
         shared.inspected_at = self.clock.now();
         let complete = shared.ledger.expect_nothing_is_due();
+        let agrees = if events.is_empty() { Ok(()) } else { shared.ledger.expect_the_same(world) };
         drop(shared);
-        if let Err(missing) = complete {
-            self.object(&missing);
+        for broken in [complete, agrees].into_iter().filter_map(Result::err) {
+            self.object(&broken);
         }
     }
 
@@ -195,9 +196,27 @@ impl Witness {
     }
 
     /// Sees that a worker asked at `asked_at` what to do, and is answered.
-    pub fn heard(&self, worker: &str, asked_at: Duration) {
-        let when = Span { from: asked_at, to: self.clock.now() };
+    pub fn heard(&self, request: &v1::SyncRequest, response: &v1::SyncResponse, asked_at: Duration) {
+        let (when, worker) = (Span { from: asked_at, to: self.clock.now() }, request.worker_id.as_str());
         self.lock().ledger.hear(worker, when);
+        // A training that is done is handed over all the same.
+        let in_training = request.attempts.iter().filter(|report| {
+            report.progress.as_ref().is_none_or(|progress| progress.phase() != v1::AttemptPhase::Uploading)
+        });
+        for attempt in in_training.filter_map(|report| Some(report.handle.as_ref()?.attempt_id.as_str())) {
+            if self.lock().ledger.must_stop(attempt, asked_at) && !is_stopped(response, attempt) {
+                self.object(&format!("worker {worker} is not told to stop attempt {attempt} of a paused run"));
+            }
+        }
+        for instruction in &response.instructions {
+            let Some(v1::instruction::Kind::Start(start)) = &instruction.kind else { continue };
+            let attempt = start.handle.as_ref().map(|handle| handle.attempt_id.as_str()).unwrap_or_default();
+            let resume: Vec<(u64, &str)> = start.resume.iter().map(step_and_digest).collect();
+            let begun = self.lock().ledger.expect_snapshots(attempt, worker, &resume, asked_at);
+            if let Err(broken) = begun {
+                self.object(&broken);
+            }
+        }
     }
 
     /// Sees that somebody was told of a run.
@@ -285,4 +304,15 @@ impl Witness {
 /// Writes an event as the log does.
 pub fn line_of(event: &Event) -> String {
     serde_json::to_string(event).expect("an event holds only text, finite numbers and enums")
+}
+
+/// Says whether an answer tells a worker to stop an attempt.
+fn is_stopped(response: &v1::SyncResponse, attempt: &str) -> bool {
+    response.instructions.iter().any(|instruction| {
+        matches!(&instruction.kind, Some(v1::instruction::Kind::Stop(stop)) if stop.attempt_id == attempt)
+    })
+}
+
+fn step_and_digest(snapshot: &v1::Snapshot) -> (u64, &str) {
+    (snapshot.step, snapshot.blob.as_ref().map(|blob| blob.sha256.as_str()).unwrap_or_default())
 }

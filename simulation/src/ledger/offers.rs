@@ -1,7 +1,5 @@
 //! What must hold when a worker is given a member.
 
-use std::collections::BTreeSet;
-
 use plurality_common::id::{AttemptId, MemberIndex, RunId, WorkerId};
 
 use super::{
@@ -46,7 +44,8 @@ impl Ledger {
             is_spare,
             stage: Stage::Offered,
             result: None,
-            snapshots: BTreeSet::new(),
+            class: None,
+            snapshots: Vec::new(),
         };
         match self.attempts.insert(id.clone(), attempt) {
             None => Ok(()),

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use plurality_common::id::{MemberIndex, RunId, WorkerId};
-use plurality_coordinator::core::WorkerEnd;
+use plurality_common::{
+    attempt::DeterminismClass,
+    id::{MemberIndex, RunId, WorkerId},
+};
+use plurality_coordinator::core::{WorkerEnd, WorkerProfile};
 
 use super::Span;
 
@@ -23,6 +26,8 @@ pub(super) struct Sessions {
 #[derive(Debug, Default)]
 struct Session {
     slots: usize,
+    /// What the bytes of its trainings depend on.
+    class: Option<DeterminismClass>,
     is_open: bool,
     is_draining: bool,
     /// When its quarantine began at the earliest; absent if it is in none.
@@ -42,9 +47,14 @@ impl Sessions {
         self.known.contains_key(worker)
     }
 
-    pub(super) fn open(&mut self, worker: &WorkerId, slots: u32) {
+    pub(super) fn open(&mut self, worker: &WorkerId, profile: &WorkerProfile) {
         let session = self.known.entry(worker.clone()).or_default();
-        (session.slots, session.is_open) = (slots as usize, true);
+        (session.slots, session.is_open) = (profile.slots as usize, true);
+        session.class.clone_from(&profile.class);
+    }
+
+    pub(super) fn class(&self, worker: &WorkerId) -> Option<&DeterminismClass> {
+        self.known.get(worker).and_then(|session| session.class.as_ref())
     }
 
     pub(super) fn drain(&mut self, worker: &WorkerId) -> Result<(), String> {

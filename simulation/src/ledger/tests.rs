@@ -448,6 +448,89 @@ fn a_quarantine_ends_with_time_or_a_committed_member_and_not_before() {
     breaks(&committed, released("w"), "is released");
 }
 
+/// Says what an attempt on `worker` is told, at a time of `reader`.
+fn told(reader: &Reader, attempt: &str, worker: &str, snapshots: &[(u64, BlobRef)]) -> Result<(), String> {
+    let digests: Vec<(u64, String)> = snapshots.iter().map(|(step, blob)| (*step, blob.sha256.to_string())).collect();
+    let told: Vec<(u64, &str)> = digests.iter().map(|(step, digest)| (*step, digest.as_str())).collect();
+    reader.ledger.expect_snapshots(attempt, worker, &told, reader.now + LINE)
+}
+
+#[test]
+fn an_attempt_goes_on_from_the_newest_snapshots_of_its_member_and_class() {
+    let blob = |step: u8| BlobRef::of(&[step]);
+    let saved = |step: u8| Event::AttemptSnapshotted {
+        attempt: AttemptId::new("a"),
+        step: u64::from(step),
+        snapshot: blob(step),
+        at: AT,
+    };
+    let classified = Event::AttemptClassified { attempt: AttemptId::new("a"), class: class(0) };
+    let begun = lines![run("r", 2, None), worker("w", 2), worker("x", 2), offered("a", "r", 0, "w"), started("a")];
+    let kept = [begun, lines![classified, saved(1), saved(2), saved(3)]].concat();
+    let silent = [kept, lines![suspected("a"), offered("b", "r", 0, "x")]].concat();
+    let reader = Reader::new(&silent);
+    told(&reader, "b", "x", &[(3, blob(3)), (2, blob(2))]).unwrap();
+    let expect = |reader: &Reader, snapshots: &[(u64, BlobRef)], words: &str| {
+        let broken = told(reader, "b", "x", snapshots).unwrap_err();
+        assert!(broken.contains(words), "{broken}");
+    };
+    expect(&reader, &[], "go on from step 0, and there is");
+    expect(&reader, &[(2, blob(2)), (3, blob(3))], "go on from step 2, and there is");
+    // The first was given up for the third.
+    expect(&reader, &[(3, blob(3)), (1, blob(1))], "of step 1, which is not for it");
+    expect(&reader, &[(4, blob(4))], "of step 4, which is not for it");
+    assert!(told(&reader, "b", "w", &[]).unwrap_err().contains("is given to worker w"));
+    assert!(told(&reader, "a", "w", &[(3, blob(3))]).unwrap_err().contains("not for it"), "its own");
+    // What could not be used is passed over, and nothing is left by a result that is refused.
+    let refused = Event::SnapshotRefused {
+        attempt: AttemptId::new("b"),
+        step: 3,
+        snapshot: blob(3),
+        reason: "damaged".to_owned(),
+        at: AT,
+    };
+    let reader = Reader::new(&[silent.clone(), lines![started("b"), refused]].concat());
+    expect(&reader, &[(3, blob(3))], "of step 3, which is not for it");
+    told(&reader, "b", "x", &[(2, blob(2))]).unwrap();
+    let wrong = lines![started("b"), failed("b", FailureKind::Numeric), offered("c", "r", 0, "x")];
+    let reader = Reader::new(&[silent, wrong].concat());
+    told(&reader, "c", "x", &[]).unwrap();
+    assert!(told(&reader, "c", "x", &[(3, blob(3))]).unwrap_err().contains("which is not for it"));
+}
+
+#[test]
+fn a_snapshot_of_another_class_is_for_nobody() {
+    let classified = Event::AttemptClassified { attempt: AttemptId::new("a"), class: class(1) };
+    let blob = BlobRef::of(b"snapshot");
+    let saved = Event::AttemptSnapshotted { attempt: AttemptId::new("a"), step: 1, snapshot: blob, at: AT };
+    let begun = lines![run("r", 1, None), worker("w", 2), worker("x", 2), offered("a", "r", 0, "w"), started("a")];
+    let reader = Reader::new(&[begun, lines![classified, saved, suspected("a"), offered("b", "r", 0, "x")]].concat());
+    told(&reader, "b", "x", &[]).unwrap();
+    assert!(told(&reader, "b", "x", &[(1, blob)]).unwrap_err().contains("which is not for it"));
+}
+
+#[test]
+fn whoever_trains_for_a_paused_run_has_to_be_told_to_stop() {
+    let running = lines![run("r", 1, None), worker("w", 1), offered("a", "r", 0, "w"), started("a")];
+    let must_stop = |last: Vec<Line>| {
+        let reader = Reader::new(&[running.clone(), last].concat());
+        (reader.ledger.must_stop("a", reader.now), reader.ledger.must_stop("a", reader.now + LINE))
+    };
+    assert_eq!(must_stop(vec![]), (false, false));
+    // Who asked before may have been answered before.
+    assert_eq!(must_stop(lines![paused("r")]), (false, true));
+    assert_eq!(must_stop(lines![paused("r"), resumed("r")]), (false, false));
+    assert_eq!(must_stop(lines![paused("r"), result("a", 0)]), (false, false));
+}
+
+#[test]
+fn what_is_given_back_is_no_failure() {
+    let lines = lines![run("r", 1, None), worker("w", 1), offered("a", "r", 0, "w"), started("a")];
+    for kind in [FailureKind::Paused, FailureKind::Drained] {
+        breaks(&lines, failed("a", kind), "was given back");
+    }
+}
+
 #[test]
 fn attempts_go_the_ways_of_the_state_machine() {
     let begun = lines![run("r", 1, None), worker("w", 1), offered("a", "r", 0, "w")];
