@@ -224,7 +224,9 @@ async fn a_local_worker_leaves_when_nothing_is_left_to_come_back_to() {
     let workers = children_of(coordinator.id());
     coordinator.kill();
     assert!(!workers.is_empty());
-    fs::remove_dir_all(folder.path().join("state")).unwrap();
+    // The worker may write in there meanwhile.
+    let state = folder.path().join("state");
+    wait_for("the state folder is gone", || async { fs::remove_dir_all(&state).is_ok().then_some(()) }).await;
     wait_for("the worker is gone", || async { workers.iter().all(|id| !is_running(*id)).then_some(()) }).await;
 }
 
