@@ -15,7 +15,8 @@ use super::{
     warp::Warp,
 };
 
-/// Images whose draws are copied at a time: many steps, and for MNIST 26 MB of pixels, and as many of noise where there are elastic fields.
+/// Images whose draws are copied at a time: many steps, and for MNIST 26 MB of pixels, and as many of noise where there are
+/// elastic fields.
 const IMAGES_AT_A_TIME: usize = 8192;
 /// Most steps whose dropout masks are drawn at a time.
 const MASKED_STEPS: u64 = 64;
@@ -365,5 +366,23 @@ mod tests {
         assert_ne!(first, second);
         let [first, second] = of_alike_layers(DropoutMasks::OneSeed);
         assert_eq!(first, second);
+    }
+
+    #[test]
+    fn a_training_that_goes_on_anywhere_draws_the_masks_of_one_that_never_stopped() {
+        let recipe = recipe(Augmentation::None, None);
+        let dataset = testing::dataset();
+        let fresh = || Resident::new(host(&recipe, &dataset), Device::Cpu);
+        let mut undisturbed = fresh();
+        // The last batch of a pass is smaller.
+        for (step, count) in (0..2 * MASKED_STEPS + 5).zip([7, 7, 7, 3].into_iter().cycle()) {
+            let positions: Vec<u32> = (0..count).collect();
+            let upcoming = Upcoming { step, positions: &positions, batch: 7 };
+            let [masks, again] = [undisturbed.next(upcoming), fresh().next(upcoming)].map(|batch| batch.masks);
+            assert_eq!(masks[0].size()[0], i64::from(count));
+            for (mask, again) in masks.iter().zip(&again) {
+                assert_eq!(values(mask), values(again), "step {step}");
+            }
+        }
     }
 }
