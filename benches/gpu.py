@@ -22,7 +22,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
-from machine import BUILT, ROOT, provenance
+from machine import BUILT, ROOT, provenance, together
 from throughput import BASELINE, MODES, RATE, RATE_BATCH, RECIPE, cell, median, run, with_rate
 
 COORDINATOR = BUILT / "coordinator"
@@ -75,10 +75,8 @@ def share(arguments):
     """Returns the images a second that each of so many trainers had at the same time, by their number."""
     rates = {}
     for count in TOGETHER:
-        command = [str(part) for part in [*bench(SHARED), "--seconds", 2 * arguments.seconds]]
-        trainers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(count)]
-        printed = [trainer.communicate()[0] for trainer in trainers]
-        rates[str(count)] = [json.loads(text.strip().splitlines()[-1])["images_per_second"] for text in printed]
+        printed = together([*bench(SHARED), "--seconds", 2 * arguments.seconds], count)
+        rates[str(count)] = [trainer["images_per_second"] for trainer in printed]
         print(f"{count} trainers: {sum(rates[str(count)]):.0f} images a second", flush=True)
     return rates
 
@@ -275,7 +273,8 @@ def main():
         part = {"found": PARTS[name](arguments), "origin": origin, "gpu": gpu()}
         # Read late: another part may have been measured meanwhile.
         kept = json.loads(store.read_text()) if store.exists() else {}
-        kept = {known: {**kept, name: part}[known] for known in PARTS if known in {**kept, name: part}}
+        kept[name] = part
+        kept = {known: kept[known] for known in PARTS if known in kept}
         store.write_text(json.dumps(kept, indent=1) + "\n")
         (arguments.out / "gpu.md").write_text(page(kept))
     print(f"\n{page(kept)}\nwritten to {arguments.out / 'gpu.md'}")

@@ -1,5 +1,6 @@
 """What a measurement must be quoted with: the processor, the commit, the command."""
 
+import json
 import os
 import pathlib
 import platform
@@ -26,6 +27,17 @@ def cpu_seconds(stat):
     name, _, rest = stat.partition("(")[2].rpartition(")")
     fields = rest.split()
     return name, (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+def together(command, count):
+    """Runs a program so often at the same time, and returns what each printed as its last line, which is JSON."""
+    command = [str(part) for part in command]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    printed = [process.communicate()[0] for process in running]
+    for process in running:
+        if process.returncode != 0:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return [json.loads(text.strip().splitlines()[-1]) for text in printed]
 
 
 def commit():

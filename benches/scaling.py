@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import tempfile
 
-from machine import BUILT, ROOT, provenance
+from machine import BUILT, ROOT, provenance, together
 
 COORDINATOR = BUILT / "coordinator"
 TRAINER = BUILT / "worker-trainer"
@@ -66,13 +66,8 @@ def measure(workers, arguments):
 def without_cluster(arguments):
     """How many times the images of one trainer two have that run at the same time, and nothing else does."""
     command = [TRAINER, "--bench", arguments.recipe, "--data", ROOT / "data" / "mnist", "--seconds", ALONE_SECONDS]
-    command = [str(part) for part in command]
-    rates = []
-    for count in (1, 2):
-        trainers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-        printed = [trainer.communicate()[0] for trainer in trainers]
-        rates.append(sum(json.loads(text.strip().splitlines()[-1])["images_per_second"] for text in printed))
-    return rates[1] / rates[0]
+    one, two = (sum(printed["images_per_second"] for printed in together(command, count)) for count in (1, 2))
+    return two / one
 
 
 def page(runs, alone, arguments):

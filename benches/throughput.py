@@ -8,7 +8,6 @@ from the Python named by --python or PLURALITY_PYTHON; without it the trainer is
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from machine import BUILT, ROOT, provenance
+from machine import BUILT, ROOT, provenance, together
 
 BASELINE = ROOT / "benches" / "pytorch_baseline.py"
 RECIPE = ROOT / "benches" / "lecture-network.toml"
@@ -32,8 +31,7 @@ GOALS = {64: 1.5, 10: 2.0}
 
 
 def run(command):
-    finished = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+    return together(command, 1)[0]
 
 
 def has_pytorch(python):
