@@ -20,10 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries.
 const RETRY: Duration = Duration::from_secs(2);
 
+type Client = RunServiceClient<Channel>;
+
 /// People with errands.
 pub struct People {
     /// The way to the coordinator.
-    pub client: RunServiceClient<Channel>,
+    pub client: Client,
     /// What they want.
     pub runs: Vec<RunPlan>,
     /// What they do, in this order.
@@ -143,48 +145,55 @@ impl People {
     }
 
     async fn cancel(&self, run: &str) {
-        loop {
-            let request = v1::CancelRequest { run: run.to_owned(), reason: "changed their minds".to_owned() };
-            match in_time(self.client.clone().cancel(request)).await {
-                Ok(_) => return self.witness.cancelled(run),
-                // It was completed, or has failed, before.
-                Err(status) if self.try_again_after("cancel", &status, &[Code::FailedPrecondition]).await => return,
-                Err(_) => {}
-            }
+        let request = v1::CancelRequest { run: run.to_owned(), reason: "changed their minds".to_owned() };
+        // One that was completed, or has failed, before is left alone.
+        let cancel = |mut client: Client, request| async move { client.cancel(request).await };
+        if self.insist("cancel", request, cancel, &[Code::FailedPrecondition]).await {
+            self.witness.cancelled(run);
         }
     }
 
     async fn pause_run(&self, run: &str) {
         let before = self.witness.before_change(run);
-        loop {
-            match in_time(self.client.clone().pause(v1::PauseRequest { run: run.to_owned() })).await {
-                Ok(_) => return self.witness.paused(run, before),
-                // It has ended.
-                Err(status) if self.try_again_after("pause", &status, &[Code::FailedPrecondition]).await => return,
-                Err(_) => {}
-            }
+        let request = v1::PauseRequest { run: run.to_owned() };
+        let pause = |mut client: Client, request| async move { client.pause(request).await };
+        if self.insist("pause", request, pause, &[Code::FailedPrecondition]).await {
+            self.witness.paused(run, before);
         }
     }
 
     async fn resume_run(&self, run: &str) {
         let before = self.witness.before_change(run);
-        loop {
-            match in_time(self.client.clone().resume(v1::ResumeRequest { run: run.to_owned() })).await {
-                Ok(_) => return self.witness.resumed(run, before),
-                // It has ended.
-                Err(status) if self.try_again_after("resume", &status, &[Code::FailedPrecondition]).await => return,
-                Err(_) => {}
-            }
+        let request = v1::ResumeRequest { run: run.to_owned() };
+        let resume = |mut client: Client, request| async move { client.resume(request).await };
+        if self.insist("resume", request, resume, &[Code::FailedPrecondition]).await {
+            self.witness.resumed(run, before);
         }
     }
 
     async fn drain(&self, worker: usize) {
+        let request = v1::DrainRequest { worker: worker_name(worker), finish: worker.is_multiple_of(2) };
+        let drain = |mut client: Client, request| async move { client.drain(request).await };
+        if self.insist("drain", request, drain, &DRAIN_FINAL).await {
+            self.witness.say(&format!("people want {} to leave", worker_name(worker)));
+        }
+    }
+
+    /// Calls with `request` until the answer is good, or one of `last`; says which.
+    async fn insist<Asked: Clone, Answer, Calling>(
+        &self,
+        what: &str,
+        request: Asked,
+        call: impl Fn(Client, Asked) -> Calling,
+        last: &[Code],
+    ) -> bool
+    where
+        Calling: Future<Output = Result<Answer, Status>>,
+    {
         loop {
-            let request = v1::DrainRequest { worker: worker_name(worker), finish: worker.is_multiple_of(2) };
-            match in_time(self.client.clone().drain(request)).await {
-                Ok(_) => return self.witness.say(&format!("people want {} to leave", worker_name(worker))),
-                // It is not there, or was there several times.
-                Err(status) if self.try_again_after("drain", &status, &DRAIN_FINAL).await => return,
+            match in_time(call(self.client.clone(), request.clone())).await {
+                Ok(_) => return true,
+                Err(status) if self.try_again_after(what, &status, last).await => return false,
                 Err(_) => {}
             }
         }
@@ -218,7 +227,7 @@ impl People {
     }
 }
 
-/// Answers after which nobody tries to drain a worker again.
+/// Answers after which nobody tries to drain a worker again: it is not there, or was there several times.
 const DRAIN_FINAL: [Code; 3] = [Code::NotFound, Code::InvalidArgument, Code::FailedPrecondition];
 
 async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

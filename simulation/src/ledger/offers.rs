@@ -3,7 +3,8 @@
 use plurality_common::id::{AttemptId, MemberIndex, RunId, WorkerId};
 
 use super::{
-    Attempt, Ledger, Span,
+    Ledger, Span,
+    attempts::Attempt,
     stage::{Fault, Stage},
 };
 use crate::coverage::Sight;

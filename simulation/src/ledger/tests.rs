@@ -2,13 +2,20 @@
 
 use plurality_common::{
     attempt::FailureKind,
+    blob::BlobRef,
     dataset::DatasetRef,
     id::{InstanceId, Token},
 };
-use plurality_coordinator::core::{RecipeText, Verification, WallTime, WorkerEnd, WorkerProfile};
+use plurality_coordinator::core::{
+    MemberResult, RecipeText, RunOutcome, RunRequest, Verification, WallTime, WorkerEnd, WorkerProfile,
+};
 
 use super::*;
-use crate::{people::recipe, synthetic::class};
+use crate::{
+    people::recipe,
+    subject::Subject,
+    synthetic::{class, steps_of},
+};
 
 const LEASE: Duration = Duration::from_secs(20);
 /// What passes between two lines.
