@@ -10,7 +10,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use crate::client::view::{Member, MemberStatus, Run, percent};
+use crate::client::view::{Member, MemberStatus, Run, RunStatus, percent};
 
 /// Least time between two lines about one member's epochs, where lines are all there is.
 const EPOCH_LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -83,6 +83,7 @@ struct Story {
     members: Vec<Told>,
     votes: u32,
     was_paused: bool,
+    was_disk_low: bool,
 }
 
 impl Story {
@@ -95,6 +96,16 @@ impl Story {
                 format!("the run is paused; `coordinator resume {}` lets it go on", run.run_id)
             } else {
                 "the run goes on".to_owned()
+            });
+        }
+        let is_disk_low = !run.disk_shortage.is_empty();
+        // Whether it is low when the run has ended is not shown.
+        if is_disk_low != self.was_disk_low && run.status == RunStatus::Running {
+            self.was_disk_low = is_disk_low;
+            lines.push(if is_disk_low {
+                format!("the coordinator's disk is low, {}: results wait at their workers", run.disk_shortage)
+            } else {
+                "the coordinator's disk has room again".to_owned()
             });
         }
         self.members.resize(run.members.len(), Told::default());
@@ -314,7 +325,7 @@ mod tests {
     use plurality_common::attempt::{Phase, Progress as Attempt};
 
     use super::*;
-    use crate::client::view::{RunStatus, VoteSoFar};
+    use crate::client::view::VoteSoFar;
 
     fn member(index: u32, status: MemberStatus) -> Member {
         Member {
@@ -363,6 +374,7 @@ mod tests {
             repeated_steps: 0,
             quorum: 0,
             is_paused: false,
+            disk_shortage: String::new(),
             members,
         }
     }
@@ -415,6 +427,17 @@ mod tests {
         let paused = || Run { is_paused: true, ..run(vec![waiting()], None) };
         let lines = told(vec![paused(), paused(), run(vec![member(0, MemberStatus::Queued)], None)]);
         assert_eq!(lines, ["the run is paused; `coordinator resume r` lets it go on", "the run goes on"]);
+    }
+
+    #[test]
+    fn a_low_disk_is_told_once_and_so_is_its_end() {
+        let low = |free: u32| Run {
+            disk_shortage: format!("{free} bytes free, 9 bytes wanted"),
+            ..run(vec![member(0, MemberStatus::Active)], None)
+        };
+        let lines = told(vec![low(5), low(4), run(vec![member(0, MemberStatus::Active)], None)]);
+        let said = "the coordinator's disk is low, 5 bytes free, 9 bytes wanted: results wait at their workers";
+        assert_eq!(lines, [said, "member 0: started on vega", "the coordinator's disk has room again"]);
     }
 
     #[test]

@@ -207,6 +207,7 @@ impl Server {
             driver: outside.clone(),
             dataset: Arc::clone(&dataset),
             board,
+            artifacts: artifacts.clone(),
             watchers,
             stopping: stopping.clone(),
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use plurality_common::recipe::{Recipe, builtin};
 use plurality_proto::v1::{ListRequest, MemberStatus, SubmitRequest};
 use plurality_tests::{
-    cluster::{Cluster, count, wait_for},
+    cluster::{Cluster, Process, count, wait_for},
     recipes,
     small_disk::SmallDisk,
 };
@@ -33,6 +33,8 @@ async fn a_low_disk_refuses_uploads_and_the_run_goes_on_when_there_is_room_again
     .await;
     let worker = cluster.worker_with("patient", &["--snapshot-interval", "0"]);
     let run = cluster.submit(&json(&recipes::small(5)), 2, 1).await;
+    let (server, log) = (cluster.address.to_string(), cluster.folder.path().join("watch.log"));
+    let watch = Process::start("coordinator", &["watch", &run, "--server", &server], &log);
     wait_for("the worker says that its result waits", || async {
         let said = worker.output();
         (said.contains("failed to send a file") && said.contains("bytes free") && said.contains("bytes wanted"))
@@ -51,6 +53,8 @@ async fn a_low_disk_refuses_uploads_and_the_run_goes_on_when_there_is_room_again
         (cluster.coordinator.output().matches("has room again").count() == 1).then_some(())
     })
     .await;
+    let seen = watch.output();
+    assert_eq!(seen.matches("the coordinator's disk is low").count(), 1, "{seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -185,6 +185,11 @@ impl ArtifactStore {
         .await
     }
 
+    /// Returns what the disk was short of when it was last looked at.
+    pub fn shortage(&self) -> Option<Shortage> {
+        *self.room.shortage().borrow()
+    }
+
     /// Looks whether the disk is low, and returns what is short.
     ///
     /// # Errors

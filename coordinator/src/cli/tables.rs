@@ -61,6 +61,9 @@ pub fn run(run: &Run) -> String {
             vote.percent()
         );
     }
+    if !run.disk_shortage.is_empty() {
+        text += &format!("disk       low, {}: results wait at their workers\n", run.disk_shortage);
+    }
     if run.lost_steps > 0 {
         let Run { lost_training_seconds, lost_steps, .. } = run;
         text += &format!("lost       {lost_training_seconds:.1} s of training, {lost_steps} steps\n");

@@ -152,6 +152,8 @@ pub struct Run {
     pub quorum: u32,
     /// Whether it rests until someone lets it go on.
     pub is_paused: bool,
+    /// What the coordinator's disk lacks, for want of which results wait at their workers; empty if it lacks nothing.
+    pub disk_shortage: String,
     /// Its members by index.
     pub members: Vec<Member>,
 }
@@ -280,6 +282,7 @@ impl TryFrom<v1::Run> for Run {
             repeated_steps: run.repeated_steps,
             quorum: run.quorum,
             is_paused: run.is_paused,
+            disk_shortage: run.disk_shortage,
             members: run.members.into_iter().map(Member::try_from).collect::<Result<_, _>>()?,
         })
     }
@@ -420,6 +423,7 @@ mod tests {
           "repeated_steps": 0,
           "quorum": 0,
           "is_paused": false,
+          "disk_shortage": "",
           "members": [
             {
               "index": 0,

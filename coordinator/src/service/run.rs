@@ -20,6 +20,7 @@ use super::{
     worker::SOFTWARE_VERSION,
 };
 use crate::{
+    artifacts::ArtifactStore,
     board::{Comparison, Results, VoteBoard},
     cli::error::chain,
     core::{CommitView, MemberView, RecipeText, Refusal, RunPage, RunRequest, RunView},
@@ -43,6 +44,8 @@ pub struct Runs {
     pub dataset: Arc<Dataset>,
     /// Counts votes and makes reports.
     pub board: Arc<VoteBoard>,
+    /// Knows whether results find room.
+    pub artifacts: ArtifactStore,
     /// Lets watchers in.
     pub watchers: Gate,
     /// Ends the streams.
@@ -103,13 +106,13 @@ impl Runs {
         Ok(self.driver.run_view(&run).await?)
     }
 
-    /// Words a run with its vote so far. A run whose votes cannot be counted is shown without.
+    /// Words a run with its vote so far and what keeps its results waiting. A run whose votes cannot be counted is shown without.
     async fn shown(&self, view: RunView) -> v1::Run {
         let vote = self.board.vote_so_far(&view).await.unwrap_or_else(|error| {
             tracing::warn!(run = %view.id, "votes cannot be counted: {}", chain(&error));
             None
         });
-        show::run(view, vote)
+        show::run(view, vote, self.artifacts.shortage())
     }
 
     async fn page(&self, request: v1::ListRequest) -> Result<v1::ListResponse, ServiceError> {

@@ -3,6 +3,7 @@
 use plurality_common::id::RunId;
 use plurality_proto::v1;
 
+use crate::artifacts::room::Shortage;
 use crate::board::VoteSoFar;
 use crate::core::{
     AttemptStatus, AttemptView, CommitView, HeldAttemptView, Instruction, MemberStatus, MemberView, RunOutcome,
@@ -10,7 +11,7 @@ use crate::core::{
 };
 
 /// Shows a run.
-pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
+pub fn run(view: RunView, vote: Option<VoteSoFar>, shortage: Option<Shortage>) -> v1::Run {
     let status = match view.outcome {
         None => v1::RunStatus::Running,
         Some(RunOutcome::Completed {}) => v1::RunStatus::Completed,
@@ -18,12 +19,14 @@ pub fn run(view: RunView, vote: Option<VoteSoFar>) -> v1::Run {
         Some(RunOutcome::Cancelled { .. }) => v1::RunStatus::Cancelled,
     };
     let loss = view.loss();
+    let shortage = shortage.filter(|_| view.outcome.is_none());
     v1::Run {
         lost_training_seconds: loss.train_seconds,
         lost_steps: loss.steps,
         repeated_steps: view.repeated_steps(),
         quorum: view.request.needed(),
         is_paused: view.is_paused,
+        disk_shortage: shortage.map_or_else(String::new, |shortage| shortage.to_string()),
         run_id: view.id.as_str().to_owned(),
         status: status.into(),
         recipe_name: view.request.recipe.name,

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use futures::{StreamExt as _, future::join_all};
 use plurality_common::limits::{
-    CALLS_PER_CONNECTION_MAX, ENSEMBLE_MAX, MESSAGE_BYTES_MAX, UPLOADS_PER_CONNECTION_MAX, WATCHERS_MAX,
+    CALLS_PER_CONNECTION_MAX, DOWNLOADS_AT_ONCE_MAX, ENSEMBLE_MAX, MESSAGE_BYTES_MAX, UPLOADS_PER_CONNECTION_MAX,
+    WATCHERS_MAX,
 };
 use plurality_coordinator::core::WORKERS_GONE_SHOWN_MAX;
 use plurality_proto::v1::run_service_client::RunServiceClient;
@@ -14,6 +15,9 @@ use super::*;
 
 /// How long a call must stay unanswered to count as kept back.
 const KEPT_BACK: Duration = Duration::from_millis(300);
+
+/// More than is on its way to somebody who does not read.
+const UNREAD_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 
 async fn channel(house: &House) -> Channel {
     Channel::from_shared(format!("http://{}", house.server.address())).unwrap().connect().await.unwrap()
@@ -58,6 +62,28 @@ async fn an_upload_beyond_the_limit_is_refused_and_taken_when_another_ends() {
     timeout(DEADLINE, async { while worker.upload(b"one more", 0).await.is_err() {} })
         .await
         .expect("it is taken in time");
+}
+
+#[tokio::test]
+async fn a_download_beyond_the_limit_is_refused_and_taken_when_another_ends() {
+    let house = House::open().await;
+    let bytes = vec![0; UNREAD_BYTES];
+    FakeWorker::connect(&house).await.upload(&bytes, 0).await.unwrap();
+    let request = v1::DownloadRequest { sha256: BlobRef::of(&bytes).sha256.to_string(), offset_bytes: 0 };
+    // Two connections, because one has no more calls than there are downloads.
+    let (mut many, mut one) =
+        (BlobServiceClient::new(channel(&house).await), BlobServiceClient::new(channel(&house).await));
+    let mut downloads = VecDeque::new();
+    for _ in 0..DOWNLOADS_AT_ONCE_MAX {
+        downloads.push_back(many.download(request.clone()).await.unwrap());
+    }
+    let refusal = one.download(request.clone()).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unavailable);
+    assert!(refusal.message().contains("at most 256 downloads at a time"), "{refusal:?}");
+    drop(downloads.pop_front());
+    timeout(DEADLINE, async { while one.download(request.clone()).await.is_err() {} })
+        .await
+        .expect("there is a place in time");
 }
 
 #[tokio::test]
