@@ -55,7 +55,7 @@ try: build ## the same with the smoke recipe: a taste in about a minute
 test: build ## run all tests, doctests too
 	@cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --version 0.9.143 --locked
 	@cargo test $(CARGO_FLAGS) --doc --quiet
-	@cargo nextest run $(CARGO_FLAGS)
+	@cargo nextest run $(CARGO_FLAGS) --test-threads $$((2 * $$(nproc)))
 
 sim: setup ## simulate clusters through random faults (SEEDS=10000 FROM=0; ARGS=--trace prints what happens)
 	@cargo build $(CARGO_FLAGS) --bin simulation

@@ -13,7 +13,10 @@ use plurality_proto::v1::{
     run_service_client::RunServiceClient,
 };
 use tempfile::TempDir;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     cluster::{Cluster, Process, binary, count, wait_for},
@@ -160,9 +163,15 @@ pub async fn answered<T>(
     uri: &str,
     mut call: impl AsyncFnMut(RunServiceClient<Channel>) -> Result<Response<T>, Status>,
 ) -> T {
+    answered_over(uri, async |channel| call(RunServiceClient::new(channel)).await).await
+}
+
+/// Calls over a connection of its own, as [`answered`] does.
+pub async fn answered_over<T>(uri: &str, mut call: impl AsyncFnMut(Channel) -> Result<Response<T>, Status>) -> T {
+    let endpoint = Endpoint::from_shared(uri.to_owned()).expect("it is an address");
     wait_for("the coordinator answers", async || {
-        let runs = RunServiceClient::connect(uri.to_owned()).await.ok()?;
-        Some(call(runs).await.ok()?.into_inner())
+        let channel = endpoint.connect().await.ok()?;
+        Some(call(channel).await.ok()?.into_inner())
     })
     .await
 }

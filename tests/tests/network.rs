@@ -21,6 +21,10 @@ const LONG: u32 = 500;
 const LONGER: u32 = 1500;
 /// Hidden units that make a checkpoint large: two megabytes, which a throttled line carries for longer than a lease.
 const WIDE: u32 = 640;
+/// Hidden units of a checkpoint that a line of a few kilobytes a second carries for longer than a lease.
+const NARROW: u32 = 64;
+/// Hidden units of a checkpoint of more than four megabytes.
+const WIDER: u32 = 1400;
 /// An outage that outlasts the lease, but not what people wait for.
 const OUTAGE: Duration = Duration::from_secs(40);
 /// As often as the trainer can.
@@ -170,7 +174,17 @@ fn check_one_way(direction: fn(&Network) -> &Line) {
 
 #[test]
 fn a_line_that_loses_a_fifth_of_all_packets_and_takes_200_ms_loses_no_step() {
-    check(&recipes::small(LONG), 1, &[], async |scene| {
+    check_lossy(&recipes::small(LONG));
+}
+
+#[test]
+fn megabytes_cross_a_line_that_loses_a_fifth_of_all_packets() {
+    check_lossy(&recipes::wide(WIDER, 10));
+}
+
+/// Loses a fifth of all packets and keeps the others for 200 ms.
+fn check_lossy(recipe: &Recipe) {
+    check(recipe, 1, &[], async |scene| {
         scene.network.set(Quality { loss: 0.2, delay: Duration::from_millis(200), ..Quality::GOOD });
         scene.completed_without_loss().await
     });
@@ -178,8 +192,18 @@ fn a_line_that_loses_a_fifth_of_all_packets_and_takes_200_ms_loses_no_step() {
 
 #[test]
 fn a_lease_outlives_an_upload_that_fills_a_slow_line_for_longer() {
-    check(&recipes::wide(WIDE, 10), 1, &[], async |scene| {
-        scene.network.set(Quality { bytes_per_second: Some(64_000), ..Quality::GOOD });
+    check_slow(&recipes::wide(WIDE, 10), 64_000);
+}
+
+#[test]
+fn a_lease_outlives_an_upload_that_crawls() {
+    check_slow(&recipes::wide(NARROW, 10), 8_000);
+}
+
+/// Lets so many bytes pass in a second, of which a result takes more than a lease.
+fn check_slow(recipe: &Recipe, bytes_per_second: u32) {
+    check(recipe, 1, &[], async |scene| {
+        scene.network.set(Quality { bytes_per_second: Some(bytes_per_second), ..Quality::GOOD });
         let is_uploading = |run: &v1::Run| attempts(run).any(|attempt| attempt.status() == AttemptStatus::Uploading);
         scene.until("the result is uploaded", is_uploading).await;
         let uploading_since = Instant::now();

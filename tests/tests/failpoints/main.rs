@@ -29,6 +29,7 @@ macro_rules! strikes {
 }
 
 mod a_coordinator_dies;
+mod a_coordinator_dies_before_a_worker_made_of_calls;
 mod a_coordinator_dies_beside_its_worker;
 mod a_coordinator_dies_in_an_old_folder;
 mod a_one_run_dies;
@@ -36,17 +37,13 @@ mod a_trainer_dies;
 mod a_worker_dies;
 
 /// Kinds of events before and after which no coordinator is killed here, each with the reason.
-const KINDS_NOT_STRUCK: &[(&str, &str)] = &[
-    ("worker-released", "a quarantine takes a quarter of an hour"),
-    ("attempt-uploading", "an upload ends before the heartbeat that would tell of it"),
-    ("attempt-superseded", "an attempt that was offered is reported before a suspect one can come back"),
-    ("result-rejected", "no worker that is built sends a wrong result"),
-];
+const KINDS_NOT_STRUCK: &[(&str, &str)] = &[("worker-released", "a quarantine takes a quarter of an hour")];
 
 fn all_strikes() -> Vec<Strike> {
     let lists = [
         a_coordinator_dies::ALL,
         a_coordinator_dies_beside_its_worker::ALL,
+        a_coordinator_dies_before_a_worker_made_of_calls::ALL,
         a_coordinator_dies_in_an_old_folder::ALL,
         a_one_run_dies::ALL,
         a_trainer_dies::ALL,
