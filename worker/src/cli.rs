@@ -55,7 +55,7 @@ pub struct Arguments {
     /// The coordinator's address.
     #[arg(long, value_name = "HOST:PORT", env = "PLURALITY_CONNECT")]
     pub connect: Option<ServerAddress>,
-    /// Members trained at a time; auto: as many as cores allow, or one on a GPU [default: auto].
+    /// Members trained at a time; auto: as many as cores allow, at most 4 on a GPU [default: auto].
     #[arg(long, value_name = "N|auto", env = "PLURALITY_SLOTS")]
     pub slots: Option<SlotCount>,
     /// Threads that each training uses; more than one is slower on a busy machine [default: 1].

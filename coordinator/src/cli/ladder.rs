@@ -115,6 +115,8 @@ impl Climb<'_> {
             for &portion in &job.portions {
                 reports.push(self.train(job, portion, client, progress).await?);
             }
+            // Others may have written rows into the folder meanwhile.
+            self.ladder = read(&self.args.out)?;
             for &share in &job.shares {
                 let result = self.result(job, share, &reports);
                 progress.say(&format!("row {}: {} %", share.row.name, result.summary().text()));

@@ -17,12 +17,16 @@ async fn house() -> House {
 }
 
 fn climb(house: &House, seed: &str) -> Child {
+    climb_to(house, "fc100", seed)
+}
+
+fn climb_to(house: &House, row: &str, seed: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PLURALITY_")) {
         command.env_remove(name);
     }
     let server = house.server.address().to_string();
-    command.args(["ladder", "--rows", "fc100", "--seeds", "2", "--scale", "0.05", "--seed", seed]);
+    command.args(["ladder", "--rows", row, "--seeds", "2", "--scale", "0.05", "--seed", seed]);
     command.args(["--out", "ladder", "--server", &server]).current_dir(house.folder.path()).env_remove("RUST_LOG");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
 }
@@ -93,6 +97,30 @@ async fn what_was_trained_while_the_command_was_away_is_taken() {
     assert!(finished(climb(&house, "8")).await.contains("has completed before"));
     assert_eq!(written(&house).results[0].seed, 8);
     assert_eq!(client.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn two_at_a_time_keep_the_rows_of_both() {
+    let house = house().await;
+    let mut worker = FakeWorker::connect(&house).await;
+    let mut client = house.client().await;
+    let mut begun = async |runs: usize| {
+        timeout(DEADLINE, async { while client.list().await.unwrap().len() < runs {} })
+            .await
+            .expect("it begins in time");
+    };
+    let first = climb_to(&house, "fc100", "7");
+    begun(1).await;
+    let second = climb_to(&house, "fc-deep", "7");
+    begun(2).await;
+    // The newest run is trained before the others.
+    for child in [second, first] {
+        train(&mut worker).await;
+        train(&mut worker).await;
+        finished(child).await;
+    }
+    let rows: Vec<_> = written(&house).results.into_iter().map(|result| result.row).collect();
+    assert_eq!(rows, ["fc100", "fc-deep"]);
 }
 
 #[tokio::test]
