@@ -51,14 +51,14 @@ listen() {
     : > "$here/deserted-$$"
 }
 exec 3<&0
-# Until the test makes the file, or the worker is gone. A wish is fulfilled with a snapshot of step 60.
+# Until the test makes the file, or the worker or the test is gone. A wish is fulfilled with a snapshot of step 60.
 await() {
     if [ -z "$listening" ]; then
         listening=yes
         listen &
     fi
     until [ -e "$here/$1" ]; do
-        [ ! -e "$here/deserted-$$" ] || exit 1
+        { [ -d "$here" ] && [ ! -e "$here/deserted-$$" ]; } || exit 1
         if [ -e "$here/wished-$$" ]; then
             rm "$here/wished-$$"
             echo wished | snapshot 60
