@@ -242,7 +242,7 @@ impl FromStr for ServerAddress {
 
 /// Most members that are trained on a GPU at a time unless somebody says more. Each keeps one core busy with starting kernels and
 /// leaves most of the GPU idle: on an H200 four took 4.4 times the images of one, eight only 6.4 times (`benches/gpu.py`).
-const GPU_SLOTS: u32 = 4;
+pub const GPU_SLOTS: u32 = 4;
 
 /// How many members are trained at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
