@@ -22,23 +22,35 @@ strikes! { REJECTING, coordinator_dies_over_a_wrong_result,
 /// Strikes that wait for a lease to run out: both at once, in one test.
 const RETURNING: [&str; 2] = ["events-decided/attempt-superseded", "events-stored/attempt-superseded"];
 
+/// A worker made of calls that trains the only member of a run, while a strike waits.
+struct Scene {
+    struck: Struck,
+    worker: HandWorker,
+    run: String,
+    /// What the worker was given to train.
+    start: v1::Start,
+}
+
+impl Scene {
+    async fn begin(strike: &str) -> Self {
+        let struck = Struck::start(strike, &[]).await;
+        let worker = HandWorker::register(&struck.uri(), "by-hand").await;
+        let run = submit_one(&struck.uri(), &recipe()).await;
+        let start = worker.take().await;
+        worker.report(&start, AttemptPhase::Training).await;
+        Self { struck, worker, run, start }
+    }
+}
+
 async fn coordinator_dies_during_an_upload(strike: &str) {
-    let mut struck = Struck::start(strike, &[]).await;
-    let worker = HandWorker::register(&struck.uri(), "by-hand").await;
-    let run = submit_one(&struck.uri(), &recipe()).await;
-    let start = worker.take().await;
-    worker.report(&start, AttemptPhase::Training).await;
+    let Scene { mut struck, worker, run, start } = Scene::begin(strike).await;
     tokio::join!(worker.report(&start, AttemptPhase::Uploading), struck.outlive());
     worker.give_back(&start).await;
     check_nothing_charged(&finished_by_another(struck, &run).await);
 }
 
 async fn coordinator_dies_over_a_wrong_result(strike: &str) {
-    let mut struck = Struck::start(strike, &[]).await;
-    let worker = HandWorker::register(&struck.uri(), "by-hand").await;
-    let run = submit_one(&struck.uri(), &recipe()).await;
-    let start = worker.take().await;
-    worker.report(&start, AttemptPhase::Training).await;
+    let Scene { mut struck, worker, run, start } = Scene::begin(strike).await;
     tokio::join!(worker.commit(&start, b"no checkpoint"), struck.outlive());
     let run = finished_by_another(struck, &run).await;
     let ends: Vec<_> = run.members[0].attempt_list.iter().map(v1::Attempt::status).collect();
@@ -55,11 +67,7 @@ async fn as_an_attempt_comes_back_before_its_successor_has_begun() {
 }
 
 async fn coordinator_dies_as_an_attempt_comes_back(strike: &str) {
-    let mut struck = Struck::start(strike, &[]).await;
-    let silent = HandWorker::register(&struck.uri(), "silent").await;
-    let run = submit_one(&struck.uri(), &recipe()).await;
-    let start = silent.take().await;
-    silent.report(&start, AttemptPhase::Training).await;
+    let Scene { mut struck, worker: silent, run, start } = Scene::begin(strike).await;
     let is_suspect = |run: &v1::Run| run.members[0].attempt_list[0].status() == AttemptStatus::Suspect;
     run_until(&struck.uri(), "the attempt is suspect", &run, is_suspect).await;
     HandWorker::register(&struck.uri(), "successor").await.take().await;
