@@ -149,6 +149,8 @@ enum Deed {
 struct Place {
     machine: Option<Machine<Exit>>,
     is_frozen: bool,
+    /// Whether it was asked to stop while it stood still, and does not know yet.
+    is_to_leave: bool,
     lives: u64,
     /// Cancelled when its program is to end in order.
     leave: CancellationToken,
@@ -408,7 +410,7 @@ impl Cluster {
     /// Switches a machine off; says whether it was on.
     fn switch_off(&mut self, address: Address, says_goodbye: bool) -> bool {
         let place = self.places.entry(address).or_default();
-        place.is_frozen = false;
+        (place.is_frozen, place.is_to_leave) = (false, false);
         let Some(machine) = place.machine.take() else { return false };
         // First, so that connections that are dropped with the machine say nothing.
         self.network.switch_off(address, says_goodbye);
@@ -417,9 +419,18 @@ impl Cluster {
     }
 
     fn ask_to_leave(&mut self, address: Address) {
-        if let Some(place) = self.places.get(&address) {
-            place.leave.cancel();
+        match self.places.get_mut(&address) {
+            Some(place) if address == COORDINATOR && place.is_frozen => place.is_to_leave = true,
+            Some(place) => place.leave.cancel(),
+            None => {}
         }
+    }
+
+    /// Has the coordinator stop at a moment when nothing reaches it: of two things that have happened at once its server takes one at
+    /// random.
+    fn stop_coordinator(&mut self) {
+        self.network.hush(COORDINATOR, self.now + 2 * LATENCY_MIN);
+        self.later(self.now + LATENCY_MIN, Deed::Leave(COORDINATOR));
     }
 
     fn freeze(&mut self, address: Address, pause: Duration) {
@@ -438,6 +449,9 @@ impl Cluster {
         {
             self.witness.say(&format!("{address:?} goes on"));
             machine.wake(now);
+            if std::mem::take(&mut place.is_to_leave) {
+                self.stop_coordinator();
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use super::{COORDINATOR, Cluster, Deed, address};
 use crate::{
     coverage::Sight,
-    network::{LATENCY_MIN, Link},
+    network::Link,
     plan::{Incident, WorkerPlan},
 };
 
@@ -15,10 +15,7 @@ impl Cluster {
         self.witness.see(sight_of(incident));
         match incident {
             Incident::CoordinatorDies { away, says_goodbye } => self.kill(COORDINATOR, away, says_goodbye),
-            Incident::CoordinatorStops => {
-                self.network.hush(COORDINATOR, self.now + 2 * LATENCY_MIN);
-                self.later(self.now + LATENCY_MIN, Deed::Leave(COORDINATOR));
-            }
+            Incident::CoordinatorStops => self.stop_coordinator(),
             Incident::CoordinatorFreezes { pause } => self.freeze(COORDINATOR, pause),
             Incident::WorkerDies { worker, away, says_goodbye } => self.kill(address(worker), away, says_goodbye),
             Incident::WorkerLeaves { worker } => self.ask_to_leave(address(worker)),
