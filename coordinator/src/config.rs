@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::{
     byte_size::ByteSize,
     cli::args::{ClientArgs, CommonArgs, LogFormat, OutputArgs, OutputFormat, RequestArgs, RunArgs, ServerArgs},
+    core::QUARANTINE,
 };
 
 /// Where a coordinator listens unless told otherwise: nobody else can reach it.
@@ -114,6 +115,7 @@ pub struct FileConfig {
     state: Option<PathBuf>,
     disk_reserve: Option<ByteSize>,
     orphan_timeout: Option<Span>,
+    quarantine: Option<Span>,
     reflection: Option<bool>,
     server: Option<String>,
     output: Option<OutputFormat>,
@@ -282,6 +284,8 @@ pub struct ServerSettings {
     pub disk_reserve: ByteSize,
     /// How long silent workers are waited for, and how long they train on while there is no coordinator.
     pub orphan_timeout: Span,
+    /// How long a worker's failures count together, and how long it then gets new members only if nobody else could take them.
+    pub quarantine: Span,
     /// Whether gRPC reflection is answered.
     pub has_reflection: bool,
 }
@@ -374,6 +378,7 @@ impl FileConfig {
             state: self.state(args.state.as_ref()),
             disk_reserve: args.disk_reserve.or(self.disk_reserve).unwrap_or(DISK_RESERVE_DEFAULT),
             orphan_timeout,
+            quarantine: args.quarantine.or(self.quarantine).unwrap_or(Span(QUARANTINE)),
             has_reflection: args.reflection.or(self.reflection).unwrap_or(false),
         })
     }
@@ -438,6 +443,7 @@ mod tests {
             ("--state", server.state.display().to_string()),
             ("--disk-reserve", server.disk_reserve.to_string()),
             ("--orphan-timeout", server.orphan_timeout.to_string()),
+            ("--quarantine", server.quarantine.to_string()),
             ("--out", format!("{OUT_DEFAULT}/RUN")),
         ] {
             let (_, about) = help.split_once(&format!("{flag} <")).unwrap();
@@ -467,6 +473,7 @@ mod tests {
             state = "s"
             disk-reserve = "2GiB"
             orphan-timeout = "90m"
+            quarantine = "5m"
             reflection = true
             server = "h:1"
             output = "json"
@@ -484,6 +491,7 @@ mod tests {
             state: "s".into(),
             disk_reserve: ByteSize(2 << 30),
             orphan_timeout: Span(Duration::from_secs(90 * 60)),
+            quarantine: Span(Duration::from_secs(5 * 60)),
             has_reflection: true,
         };
         assert_eq!(config.server(&ServerArgs::default()).unwrap(), server);
@@ -505,6 +513,7 @@ mod tests {
             "output = \"yaml\"",
             "disk-reserve = \"1GB\"",
             "orphan-timeout = \"1d\"",
+            "quarantine = 900",
             "members = 5",
             "= 5",
         ] {

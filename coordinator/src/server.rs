@@ -164,7 +164,11 @@ impl Server {
             dataset: Dataset::prepare(source, &artifacts).await?,
             artifacts,
             store,
-            environment: Environment::system(Timing { orphan_window: settings.orphan_timeout.0, ..Timing::default() }),
+            environment: Environment::system(Timing {
+                orphan_window: settings.orphan_timeout.0,
+                quarantine: settings.quarantine.0,
+                ..Timing::default()
+            }),
             check: Arc::new(Checker::new()?),
             incoming: connections::accept(listener, connections_max),
             address,
@@ -387,6 +391,7 @@ mod tests {
             state: folder.path().to_owned(),
             disk_reserve: ByteSize(0),
             orphan_timeout: Span(ORPHAN_TIMEOUT),
+            quarantine: Span(QUARANTINE),
             has_reflection: false,
         };
         let server = Server::start(&settings).await.unwrap();

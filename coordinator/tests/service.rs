@@ -31,6 +31,7 @@ use plurality_coordinator::{
         view::{MemberStatus, RunStatus},
     },
     config::{LocalWorkers, ServerSettings},
+    core::QUARANTINE,
     local_workers::{WORKER_NAME, close_sessions},
     server::Server,
 };
@@ -90,6 +91,7 @@ impl House {
             state: folder.join("state"),
             disk_reserve: ByteSize(0),
             orphan_timeout: Span(ORPHAN_TIMEOUT),
+            quarantine: Span(QUARANTINE),
             has_reflection: true,
         }
     }

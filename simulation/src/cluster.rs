@@ -197,7 +197,7 @@ impl Cluster {
         let plan = Plan::draw(seed);
         let clock = Clock::default();
         let trace = Trace::new(is_printed);
-        let witness = Witness::new(clock.clone(), trace.clone(), plan.file_bytes, plan.timing.lease);
+        let witness = Witness::new(clock.clone(), trace.clone(), plan.file_bytes, plan.timing);
         let faults = Faults::new(plan.rates, sabotage);
         let chance = Chance::new(seed, CLUSTER_STREAM);
         let network = Network::new(clock.clone(), seed);

@@ -17,7 +17,7 @@ use std::{
 };
 
 use plurality_common::id::{AttemptId, MemberIndex, RunId, WorkerId};
-use plurality_coordinator::core::Event;
+use plurality_coordinator::core::{Event, Timing};
 
 use self::{attempts::Attempt, runs::Run, sessions::Sessions};
 use crate::coverage::{Coverage, Sight};
@@ -80,13 +80,13 @@ impl Due {
 }
 
 impl Ledger {
-    /// Begins an empty ledger of a cluster whose results have files of at least `file_bytes`, and whose workers count as present
-    /// for a `lease` after they were heard of.
-    pub fn new(file_bytes: usize, lease: Duration) -> Self {
+    /// Begins an empty ledger of a cluster whose results have files of at least `file_bytes`, and that waits for what as `timing`
+    /// says.
+    pub fn new(file_bytes: usize, timing: Timing) -> Self {
         Self {
             runs: BTreeMap::new(),
             attempts: BTreeMap::new(),
-            sessions: Sessions::new(lease),
+            sessions: Sessions::new(timing),
             due: VecDeque::new(),
             coverage: Coverage::default(),
             file_bytes,

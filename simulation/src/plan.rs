@@ -260,10 +260,11 @@ impl Plan {
     pub fn draw(seed: u64) -> Self {
         let chance = Chance::new(seed, PLAN_STREAM);
         let calm_at = chance.seconds(60.0, 240.0);
-        let timing = Timing {
+        let mut timing = Timing {
             lease: chance.one_of(&[20, 30].map(Duration::from_secs)),
             orphan_window: chance.one_of(&[60, 120, 300].map(Duration::from_secs)),
             idle_sync: IDLE_SYNC,
+            ..Timing::default()
         };
         let workers: Vec<WorkerPlan> = (0..chance.between(1, 5)).map(|_| worker(&chance)).collect();
         let runs: Vec<RunPlan> = (0..chance.between(1, 3)).map(|number| run(&chance, number)).collect();
@@ -289,6 +290,7 @@ impl Plan {
         };
         let file_bytes = if chance.happens(0.03) { 700_000 } else { chance.one_of(&[100, 2000]) };
         let incidents = incidents(&chance, calm_at, workers.len(), file_bytes);
+        timing.quarantine = chance.one_of(&[30, 120, 900].map(Duration::from_secs));
         Self { timing, workers, runs, errands, incidents, rates, calm_at, file_bytes }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use plurality_coordinator::core::{Event, World};
+use plurality_coordinator::core::{Event, Timing, World};
 use plurality_proto::v1;
 
 use crate::{
@@ -50,10 +50,10 @@ enum Verdict {
 }
 
 impl Witness {
-    /// Sees a cluster whose results have files of at least `file_bytes`, and whose workers have to be heard of once in a `lease`.
-    pub fn new(clock: Clock, trace: Trace, file_bytes: usize, lease: Duration) -> Self {
+    /// Sees a cluster whose results have files of at least `file_bytes`, and that waits for what as `timing` says.
+    pub fn new(clock: Clock, trace: Trace, file_bytes: usize, timing: Timing) -> Self {
         let shared = Shared {
-            ledger: Ledger::new(file_bytes, lease),
+            ledger: Ledger::new(file_bytes, timing),
             acknowledged: Vec::new(),
             verdicts: BTreeMap::new(),
             are_people_done: false,

@@ -15,7 +15,10 @@ use tonic::{Response, Status, transport::Channel};
 
 use crate::strikes::answered_over;
 
-/// A worker with one slot that trains nothing.
+/// Members that a worker holds at once, if it takes as many.
+const SLOTS: u32 = 3;
+
+/// A worker that trains nothing.
 pub struct HandWorker {
     uri: String,
     worker_id: String,
@@ -30,7 +33,7 @@ impl HandWorker {
             software_version: "0.1.0".to_owned(),
             name: name.to_owned(),
             instance_id: format!("instance-{name}"),
-            slots: 1,
+            slots: SLOTS,
             threads_per_slot: 1,
             device: "cpu".to_owned(),
             cores: 1,
@@ -74,11 +77,16 @@ impl HandWorker {
 
     /// Gives an attempt back at nobody's charge.
     pub async fn give_back(&self, start: &v1::Start) {
+        self.fail(start, FailureKind::Drained, "asked to leave").await;
+    }
+
+    /// Ends an attempt without a result.
+    pub async fn fail(&self, start: &v1::Start, kind: FailureKind, message: &str) {
         let request = v1::FailRequest {
             worker_id: self.worker_id.clone(),
             handle: start.handle.clone(),
-            kind: FailureKind::Drained.into(),
-            message: "asked to leave".to_owned(),
+            kind: kind.into(),
+            message: message.to_owned(),
         };
         called(&self.uri, async |mut calls| calls.fail(request.clone()).await).await;
     }

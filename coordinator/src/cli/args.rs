@@ -154,6 +154,10 @@ pub struct ServerArgs {
     /// ones are waited for, such as 90s, 15m or 1h [default: 1h]
     #[arg(long, value_name = "TIME", env = "PLURALITY_ORPHAN_TIMEOUT", hide_env = true)]
     pub orphan_timeout: Option<Span>,
+    /// Within which time three members that fail on a worker put it in quarantine, and for how long: it gets new ones only if
+    /// nobody else could take them; 0s for never [default: 15m]
+    #[arg(long, value_name = "TIME", env = "PLURALITY_QUARANTINE", hide_env = true)]
+    pub quarantine: Option<Span>,
     /// Answers gRPC reflection, for tools such as grpcurl
     #[arg(long, env = "PLURALITY_REFLECTION", hide_env = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL", hide_possible_values = true,

@@ -15,12 +15,12 @@ pub const LOSS_BUDGET: u32 = 5;
 /// Numeric failures that are final: a member's seed is fixed, so the second shows that it would come again.
 pub const NUMERIC_FAILURES: u32 = 2;
 
-/// Members that one worker may fail within [`QUARANTINE_WINDOW`] before it is in quarantine: one is the member's bad luck, two a
+/// Members that one worker may fail within [`QUARANTINE`] before it is in quarantine: one is the member's bad luck, two a
 /// coincidence, and a machine that spoils all that it is given shows it with three.
 pub const QUARANTINE_MEMBERS: usize = 3;
-/// How long a failure counts towards a quarantine, and how long a quarantine lasts: a full disk or too little memory is seen to
-/// within minutes or not at all, and trying it anew costs one attempt in so long.
-pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(15 * 60);
+/// How long a failure counts towards a quarantine, and how long a quarantine lasts, unless the settings say otherwise: a full disk
+/// or too little memory is seen to within minutes or not at all, and trying it anew costs one attempt in so long.
+pub const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 /// Whom a failure is charged to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -29,7 +29,7 @@ pub mod version;
 pub mod view;
 mod world;
 
-pub use budget::{LOSS_BUDGET, NUMERIC_FAILURES, QUARANTINE_MEMBERS, QUARANTINE_WINDOW, RETRY_BUDGET};
+pub use budget::{LOSS_BUDGET, NUMERIC_FAILURES, QUARANTINE, QUARANTINE_MEMBERS, RETRY_BUDGET};
 pub use command::{
     AttemptReport, Command, CommitVerdict, Instruction, Refusal, RefusedSnapshot, Registered, Registration, Reply,
     SnapshotVerdict, Start, Stop, StopReason, Submitted, SyncReport, VerificationOutcome,

@@ -8,7 +8,7 @@ use plurality_common::{
 };
 
 use super::{
-    budget::{QUARANTINE_MEMBERS, QUARANTINE_WINDOW, is_strike},
+    budget::{QUARANTINE_MEMBERS, is_strike},
     event::Event,
     state::{Attempt, AttemptStatus, State},
     time::{Moment, Timing},
@@ -114,7 +114,7 @@ impl Pulse {
             Some((attempt.id.clone(), AttemptPulse { deadline, progress: None }))
         });
         let workers = state.workers.values().filter(|worker| worker.end.is_none()).map(|worker| {
-            let quarantined_until = worker.quarantine.is_some().then(|| now.after(QUARANTINE_WINDOW));
+            let quarantined_until = worker.quarantine.is_some().then(|| now.after(timing.quarantine));
             let gone_at = orphan.max(grace);
             let strikes = Vec::new();
             (worker.id.clone(), WorkerPulse { online_until: grace, gone_at, free_slots: 0, strikes, quarantined_until })
@@ -130,7 +130,7 @@ impl Pulse {
             }
             Event::WorkerQuarantined { worker, .. } => {
                 if let Some(pulse) = self.workers.get_mut(worker) {
-                    pulse.quarantined_until = Some(now.after(QUARANTINE_WINDOW));
+                    pulse.quarantined_until = Some(now.after(timing.quarantine));
                     pulse.strikes.clear();
                 }
             }
@@ -155,7 +155,7 @@ impl Pulse {
             }
             Event::AttemptFailed { attempt, .. } | Event::ResultRejected { attempt, .. } => {
                 self.attempts.remove(attempt);
-                self.strike(state.attempt(attempt), now);
+                self.strike(state.attempt(attempt), now, timing);
             }
             Event::AttemptLost { attempt, .. }
             | Event::AttemptDrained { attempt, .. }
@@ -238,15 +238,15 @@ impl Pulse {
     }
 
     /// Returns the other members that failed on the attempt's worker of late.
-    pub(super) fn recent_strikes(&self, attempt: &Attempt, now: Moment) -> usize {
+    pub(super) fn recent_strikes(&self, attempt: &Attempt, now: Moment, timing: &Timing) -> usize {
         let strikes = self.workers.get(&attempt.worker).map_or(&[][..], |pulse| &pulse.strikes);
-        strikes.iter().filter(|strike| strike.is_recent(now) && !strike.is_of(attempt)).count()
+        strikes.iter().filter(|strike| strike.is_recent(now, timing) && !strike.is_of(attempt)).count()
     }
 
     /// Notes that a member failed on a worker, if that is the worker's to answer for.
-    fn strike(&mut self, attempt: &Attempt, now: Moment) {
+    fn strike(&mut self, attempt: &Attempt, now: Moment, timing: &Timing) {
         if let Some(pulse) = self.workers.get_mut(&attempt.worker).filter(|_| is_strike(&attempt.status)) {
-            pulse.strikes.retain(|strike| strike.is_recent(now) && !strike.is_of(attempt));
+            pulse.strikes.retain(|strike| strike.is_recent(now, timing) && !strike.is_of(attempt));
             pulse.strikes.push(Strike { at: now, run: attempt.run.clone(), member: attempt.member });
             let surplus = pulse.strikes.len().saturating_sub(QUARANTINE_MEMBERS);
             pulse.strikes.drain(..surplus);
@@ -271,8 +271,8 @@ impl Pulse {
 }
 
 impl Strike {
-    fn is_recent(&self, now: Moment) -> bool {
-        now.since(self.at) < QUARANTINE_WINDOW
+    fn is_recent(&self, now: Moment, timing: &Timing) -> bool {
+        now.since(self.at) < timing.quarantine
     }
 
     fn is_of(&self, attempt: &Attempt) -> bool {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use plurality_common::limits;
 use serde::{Deserialize, Serialize};
 
+use super::budget::QUARANTINE;
+
 /// Milliseconds on a clock that never goes back, since the coordinator started. Decides leases; never stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Moment(pub u64);
@@ -35,11 +37,18 @@ pub struct Timing {
     pub orphan_window: Duration,
     /// Longest wait of an idle worker's `Sync`, on top of the lease before an idle worker counts as silent.
     pub idle_sync: Duration,
+    /// How long a failure counts towards a quarantine, and how long a quarantine lasts.
+    pub quarantine: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { lease: limits::LEASE, orphan_window: limits::ORPHAN_TIMEOUT, idle_sync: limits::IDLE_SYNC }
+        Self {
+            lease: limits::LEASE,
+            orphan_window: limits::ORPHAN_TIMEOUT,
+            idle_sync: limits::IDLE_SYNC,
+            quarantine: QUARANTINE,
+        }
     }
 }
 

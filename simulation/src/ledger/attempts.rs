@@ -83,7 +83,7 @@ impl Ledger {
     }
 
     /// Has an attempt go from one stage to another.
-    pub(super) fn step(&mut self, id: &AttemptId, from: &[Stage], to: Stage, when: Span) -> Result<(), String> {
+    fn step(&mut self, id: &AttemptId, from: &[Stage], to: Stage, when: Span) -> Result<(), String> {
         let attempt = self.attempt(id)?;
         let (run, member, stage) = (attempt.run.clone(), attempt.member, attempt.stage);
         if !from.contains(&stage) {
@@ -105,7 +105,7 @@ impl Ledger {
     }
 
     /// Ends an attempt that has failed, for a reason that people are told.
-    pub(super) fn give_up(&mut self, id: &AttemptId, to: Stage, reason: &str, when: Span) -> Result<(), String> {
+    fn give_up(&mut self, id: &AttemptId, to: Stage, reason: &str, when: Span) -> Result<(), String> {
         if reason.is_empty() {
             return Err(format!("attempt {id} is {to:?} without a reason"));
         }
@@ -134,7 +134,7 @@ impl Ledger {
         self.step(id, if to == Stage::Rejected { &[Stage::Verifying] } else { WELCOME }, to, when)
     }
 
-    pub(super) fn receive(&mut self, id: &AttemptId, result: &MemberResult, when: Span) -> Result<(), String> {
+    fn receive(&mut self, id: &AttemptId, result: &MemberResult, when: Span) -> Result<(), String> {
         self.step(id, WELCOME, Stage::Verifying, when)?;
         if self.is_paused(id)? {
             self.coverage.see(Sight::TakenInPause);

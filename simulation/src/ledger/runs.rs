@@ -35,7 +35,7 @@ impl Run {
     }
 
     /// Says whether too few members are left.
-    pub(super) fn is_out_of_reach(&self) -> bool {
+    fn is_out_of_reach(&self) -> bool {
         self.request.size as usize - self.failed.len() < self.request.needed() as usize
     }
 
@@ -80,7 +80,7 @@ impl Ledger {
         Ok(())
     }
 
-    pub(super) fn change_pause(&mut self, id: &RunId, is_paused: bool, when: Span) -> Result<(), String> {
+    fn change_pause(&mut self, id: &RunId, is_paused: bool, when: Span) -> Result<(), String> {
         let run = self.run_mut(id)?;
         if run.end.is_some() || run.is_paused == is_paused {
             return Err(format!("run {id} cannot be paused or resumed, paused {}, end {:?}", run.is_paused, run.end));

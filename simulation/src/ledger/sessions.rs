@@ -6,20 +6,18 @@ use plurality_common::{
     attempt::DeterminismClass,
     id::{MemberIndex, RunId, WorkerId},
 };
-use plurality_coordinator::core::{WorkerEnd, WorkerProfile};
+use plurality_coordinator::core::{Timing, WorkerEnd, WorkerProfile};
 
 use super::Span;
 
 /// Members that fail on a worker before it is in quarantine.
 const STRIKES_MAX: usize = 3;
-/// How long a failure counts, and how long a quarantine lasts.
-const QUARANTINE: Duration = Duration::from_secs(15 * 60);
 
 /// Every session that there was.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    /// How long a worker that was heard of counts as present at least.
-    lease: Duration,
+    /// How long a worker that was heard of counts as present at least, how long a failure counts, and how long a quarantine lasts.
+    timing: Timing,
     known: BTreeMap<WorkerId, Session>,
 }
 
@@ -32,15 +30,15 @@ struct Session {
     is_draining: bool,
     /// When its quarantine began at the earliest; absent if it is in none.
     quarantined: Option<Duration>,
-    /// Members that failed on it, and when at the earliest; absent if a restart has forgotten it.
-    strikes: BTreeMap<(RunId, MemberIndex), Option<Duration>>,
+    /// Members that failed on it, and when.
+    strikes: BTreeMap<(RunId, MemberIndex), Span>,
     /// When it was last heard of.
     heard: Option<Span>,
 }
 
 impl Sessions {
-    pub(super) fn new(lease: Duration) -> Self {
-        Self { lease, known: BTreeMap::new() }
+    pub(super) fn new(timing: Timing) -> Self {
+        Self { timing, known: BTreeMap::new() }
     }
 
     pub(super) fn contains(&self, worker: &WorkerId) -> bool {
@@ -72,8 +70,9 @@ impl Sessions {
     }
 
     pub(super) fn quarantine(&mut self, worker: &WorkerId, reason: &str, when: Span) -> Result<(), String> {
+        let quarantine = self.timing.quarantine;
         let session = self.open_one(worker)?;
-        let failed = session.strikes.len();
+        let failed = session.strikes.values().filter(|strike| when.from < strike.to + quarantine).count();
         if failed < STRIKES_MAX || reason.is_empty() {
             return Err(format!("worker {worker} is in quarantine for {failed} members, {reason:?}"));
         }
@@ -83,9 +82,10 @@ impl Sessions {
     }
 
     pub(super) fn release(&mut self, worker: &WorkerId, when: Span) -> Result<(), String> {
+        let quarantine = self.timing.quarantine;
         let session = self.open_one(worker)?;
         match session.quarantined {
-            Some(since) if when.to >= since + QUARANTINE => {
+            Some(since) if when.to >= since + quarantine => {
                 session.forgive();
                 Ok(())
             }
@@ -101,17 +101,15 @@ impl Sessions {
     /// Notes that a member failed on a worker; says whether the worker has to be in quarantine for it.
     pub(super) fn strike(&mut self, worker: &WorkerId, member: (RunId, MemberIndex), when: Span) -> bool {
         let Some(session) = self.known.get_mut(worker).filter(|session| session.is_open) else { return false };
-        session.strikes.insert(member, Some(when.from));
-        let counts = |since: &Option<Duration>| since.is_some_and(|since| when.to < since + QUARANTINE);
-        let recent = session.strikes.values().filter(|since| counts(since)).count();
+        session.strikes.insert(member, when);
+        let quarantine = self.timing.quarantine;
+        let recent = session.strikes.values().filter(|strike| when.to < strike.from + quarantine).count();
         session.quarantined.is_none() && recent >= STRIKES_MAX
     }
 
     /// Notes that the coordinator began anew: it remembers quarantines, and not what leads to them.
     pub(super) fn restart(&mut self) {
-        for since in self.known.values_mut().flat_map(|session| session.strikes.values_mut()) {
-            *since = None;
-        }
+        self.known.values_mut().for_each(|session| session.strikes.clear());
     }
 
     pub(super) fn hear(&mut self, worker: &WorkerId, when: Span) {
@@ -139,7 +137,7 @@ impl Sessions {
     /// Returns those that are here for sure, take new work and are in no quarantine.
     pub(super) fn sound(&self, when: Span) -> impl Iterator<Item = &WorkerId> {
         let is_here = move |session: &Session| {
-            session.heard.is_some_and(|heard| heard.to <= when.from && when.to < heard.from + self.lease)
+            session.heard.is_some_and(|heard| heard.to <= when.from && when.to < heard.from + self.timing.lease)
         };
         let is_sound = move |session: &Session| {
             session.is_open && !session.is_draining && session.quarantined.is_none() && is_here(session)
@@ -163,13 +161,12 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use plurality_coordinator::core::{QUARANTINE_MEMBERS, QUARANTINE_WINDOW};
+    use plurality_coordinator::core::QUARANTINE_MEMBERS;
 
     use super::*;
 
     #[test]
-    fn the_ledger_and_the_core_have_the_same_quarantine() {
+    fn the_ledger_and_the_core_count_to_the_same_number() {
         assert_eq!(STRIKES_MAX, QUARANTINE_MEMBERS);
-        assert_eq!(QUARANTINE, QUARANTINE_WINDOW);
     }
 }

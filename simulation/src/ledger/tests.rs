@@ -17,7 +17,12 @@ use crate::{
     synthetic::{class, steps_of},
 };
 
-const LEASE: Duration = Duration::from_secs(20);
+const TIMING: Timing = Timing {
+    lease: Duration::from_secs(20),
+    orphan_window: Duration::from_secs(300),
+    idle_sync: Duration::from_secs(25),
+    quarantine: Duration::from_secs(15 * 60),
+};
 /// What passes between two lines.
 const LINE: Duration = Duration::from_secs(1);
 const SEED: u64 = 7;
@@ -48,7 +53,7 @@ struct Reader {
 
 impl Reader {
     fn new(lines: &[Line]) -> Self {
-        let mut reader = Self { ledger: Ledger::new(0, LEASE), now: Duration::ZERO };
+        let mut reader = Self { ledger: Ledger::new(0, TIMING), now: Duration::ZERO };
         for line in lines {
             reader.read(line).unwrap_or_else(|broken| panic!("{line:?}: {broken}"));
         }
@@ -408,9 +413,10 @@ fn a_worker_that_fails_three_members_in_a_short_time_is_in_quarantine() {
     breaks(two, quarantined("w"), "in quarantine for 2 members");
     let last = |line: Line| [two.to_vec(), vec![line], lines![offered("b", "r", 3, "w")]].concat();
     let fails = failed("b", FailureKind::DiskFull);
-    for line in [Line::Wait(Duration::from_secs(16 * 60)), Line::Restart] {
+    for line in [Line::Wait(TIMING.quarantine), Line::Restart] {
         let lines = [last(line), lines![fails.clone()]].concat();
         holds(&lines, offered("c", "r", 3, "x"));
+        breaks(&lines, quarantined("w"), "in quarantine for 1 members");
     }
     let lines = [two.to_vec(), lines![offered("b", "r", 3, "w"), fails]].concat();
     breaks(&lines, offered("c", "r", 3, "x"), "Quarantine");
@@ -424,7 +430,7 @@ fn a_worker_in_quarantine_is_the_last_resort() {
     holds(&heard, offered("b", "r", 3, "x"));
     // Nobody knows whether the other one is there, or it is not.
     holds(&lines, offered("b", "r", 3, "w"));
-    let silent = [heard.clone(), lines![Line::Wait(LEASE)]].concat();
+    let silent = [heard.clone(), lines![Line::Wait(TIMING.lease)]].concat();
     holds(&silent, offered("b", "r", 3, "w"));
     for last in [draining("x"), closed("x", WorkerEnd::Silent)] {
         holds(&[heard.clone(), lines![last]].concat(), offered("b", "r", 3, "w"));
@@ -448,7 +454,7 @@ fn a_quarantine_ends_with_time_or_a_committed_member_and_not_before() {
     let lines = [three_strikes(), lines![quarantined("w")]].concat();
     breaks(&lines, released("w"), "is released");
     breaks(&three_strikes()[..3], released("x"), "is released");
-    let after = [lines.clone(), lines![Line::Wait(Duration::from_secs(15 * 60))]].concat();
+    let after = [lines.clone(), lines![Line::Wait(TIMING.quarantine)]].concat();
     holds(&after, released("w"));
     let committed = [lines, train("b", "r", 3, "w"), lines![Line::Heard("x")]].concat();
     holds(&committed, offered("c", "r", 0, "w"));

@@ -1,13 +1,15 @@
 //! A coordinator dies as it hears what no worker that is built says, or not when it would matter.
 
-use plurality_proto::v1::{self, AttemptPhase, AttemptStatus};
+use plurality_coordinator::core::QUARANTINE_MEMBERS;
+use plurality_proto::v1::{self, AttemptPhase, AttemptStatus, FailureKind, WorkersRequest};
 use plurality_tests::{
     by_hand::HandWorker,
-    strikes::{Struck, check_nothing_charged, recipe, run_until, submit_one, undisturbed},
+    cluster::wait_for,
+    strikes::{Struck, answered, check_nothing_charged, recipe, run_until, submit, submit_one, undisturbed},
 };
 
 /// All strikes of this file.
-pub const ALL: &[&[&str]] = &[UPLOADING, REJECTING, &RETURNING];
+pub const ALL: &[&[&str]] = &[UPLOADING, REJECTING, &RELEASING, &RETURNING];
 
 strikes! { UPLOADING, coordinator_dies_during_an_upload,
     before_it_is_stored_that_a_result_is_uploaded: "events-decided/attempt-uploading",
@@ -18,6 +20,12 @@ strikes! { REJECTING, coordinator_dies_over_a_wrong_result,
     before_a_refused_result_is_stored: "events-decided/result-rejected",
     before_a_refused_result_is_seen: "events-stored/result-rejected",
 }
+
+/// Strikes that wait for a quarantine to end: both at once, in one test.
+const RELEASING: [&str; 2] = ["events-decided/worker-released", "events-stored/worker-released"];
+
+/// Long enough for three failures to count together on a busy machine.
+const QUARANTINE: &[&str] = &["--quarantine", "20s"];
 
 /// Strikes that wait for a lease to run out: both at once, in one test.
 const RETURNING: [&str; 2] = ["events-decided/attempt-superseded", "events-stored/attempt-superseded"];
@@ -56,6 +64,46 @@ async fn coordinator_dies_over_a_wrong_result(strike: &str) {
     let ends: Vec<_> = run.members[0].attempt_list.iter().map(v1::Attempt::status).collect();
     assert_eq!(ends, [AttemptStatus::Rejected, AttemptStatus::Won], "{run:?}");
     assert_eq!(run.members[0].failures.len(), 1, "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_a_quarantine_ends() {
+    undisturbed(&recipe()).await;
+    let [first, second] = RELEASING.map(coordinator_dies_as_a_quarantine_ends);
+    tokio::join!(first, second);
+}
+
+async fn coordinator_dies_as_a_quarantine_ends(strike: &str) {
+    let mut struck = Struck::start(strike, QUARANTINE).await;
+    let uri = struck.uri();
+    let runs = [submit(&uri, &recipe()).await, submit_one(&uri, &recipe()).await];
+    let spoiler = HandWorker::register(&uri, "spoiler").await;
+    let mut starts = Vec::new();
+    for _ in 0..QUARANTINE_MEMBERS {
+        let start = spoiler.take().await;
+        spoiler.report(&start, AttemptPhase::Training).await;
+        starts.push(start);
+    }
+    for start in &starts {
+        spoiler.fail(start, FailureKind::DiskFull, "it has but a floppy").await;
+    }
+    let reason = quarantine(&uri).await.expect("three members failed on it");
+    assert!(reason.contains("3 members within 20s") && reason.contains("floppy"), "{reason}");
+    struck.outlive().await;
+    wait_for("the quarantine ends", async || quarantine(&uri).await.is_none().then_some(())).await;
+    let worker = struck.cluster.worker("another");
+    for run in runs {
+        let run = struck.completed(&run, &recipe()).await;
+        assert!(run.members.iter().all(|member| member.failures.len() == 1), "{run:?}");
+    }
+    drop(worker);
+    struck.check_state().await;
+}
+
+/// Returns why the first worker is in quarantine, if it is.
+async fn quarantine(uri: &str) -> Option<String> {
+    let workers = answered(uri, async |mut runs| runs.workers(WorkersRequest {}).await).await.workers;
+    workers.into_iter().next().map(|worker| worker.quarantine).filter(|reason| !reason.is_empty())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plurality_common::id::{AttemptId, MemberIndex, RunId};
+use plurality_common::{
+    id::{AttemptId, MemberIndex, RunId},
+    span::Span,
+};
 
 use super::{
     super::{
-        budget::{QUARANTINE_MEMBERS, QUARANTINE_WINDOW, Tally, is_strike},
+        budget::{QUARANTINE_MEMBERS, Tally, is_strike},
         event::{RunOutcome, WorkerEnd},
         pulse::Pulse,
         state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
-        time::Moment,
+        time::{Moment, Timing},
         view::describe_failure,
     },
     Beat, Context, Decision, Event, Refusal, Reply, State, WallTime,
@@ -23,6 +26,7 @@ pub(super) struct Draft<'a> {
     pub pulse: &'a Pulse,
     pub now: Moment,
     pub at: WallTime,
+    timing: Timing,
     events: Vec<Event>,
     beats: Vec<Beat>,
     /// Attempts whose status this draft changes.
@@ -50,6 +54,7 @@ impl<'a> Draft<'a> {
             pulse,
             now: context.now,
             at: context.wall,
+            timing: context.timing,
             events: Vec::new(),
             beats: Vec::new(),
             changed: BTreeMap::new(),
@@ -124,15 +129,14 @@ impl<'a> Draft<'a> {
     fn quarantine(&mut self, attempt: &Attempt, status: &AttemptStatus) {
         let worker = self.state.worker(&attempt.worker);
         let is_free = worker.end.is_none() && worker.quarantine.is_none();
-        let failed = self.pulse.recent_strikes(attempt, self.now) + 1;
+        let failed = self.pulse.recent_strikes(attempt, self.now, &self.timing) + 1;
         if is_free && is_strike(status) && failed >= QUARANTINE_MEMBERS {
-            let minutes = QUARANTINE_WINDOW.as_secs() / 60;
             let last = match status {
                 AttemptStatus::Failed { kind, message } => describe_failure(&worker.profile.name, *kind, message),
                 AttemptStatus::Rejected { reason } => format!("result rejected: {reason}"),
                 _ => unreachable!("only a failure or a refused result counts"),
             };
-            let reason = format!("failed {failed} members within {minutes} minutes, the last: {last}");
+            let reason = format!("failed {failed} members within {}, the last: {last}", Span(self.timing.quarantine));
             self.push(Event::WorkerQuarantined { worker: worker.id.clone(), reason, at: self.at });
         }
     }

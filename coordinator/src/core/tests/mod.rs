@@ -28,6 +28,7 @@ const TIMING: Timing = Timing {
     lease: Duration::from_secs(30),
     orphan_window: Duration::from_secs(300),
     idle_sync: Duration::from_secs(25),
+    quarantine: Duration::from_secs(15 * 60),
 };
 
 /// A world, its log, its clock, and the secrets that only workers know.
