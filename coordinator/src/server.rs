@@ -380,7 +380,7 @@ mod tests {
     use plurality_common::{limits::ORPHAN_TIMEOUT, span::Span};
 
     use super::*;
-    use crate::{byte_size::ByteSize, config::LocalWorkers};
+    use crate::{byte_size::ByteSize, config::LocalWorkers, core::QUARANTINE};
 
     async fn server() -> (tempfile::TempDir, Server) {
         let folder = tempfile::tempdir().unwrap();

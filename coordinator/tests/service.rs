@@ -256,6 +256,7 @@ impl FakeWorker {
             train_seconds: 1.5,
             train_cpu_seconds: 1.25,
             determinism_class: Some(class),
+            ..v1::CommitRequest::default()
         };
         self.calls.commit(request).await.unwrap().into_inner()
     }

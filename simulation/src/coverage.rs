@@ -102,7 +102,7 @@ sights! {
     /// A worker was put in quarantine.
     Quarantined 100 "quarantines",
     /// A worker's quarantine ended with time.
-    Released 3 "quarantines that ended with time",
+    Released 70 "quarantines that ended with time",
     /// A worker in quarantine was given a member, because nobody else could take it.
     LastResort 100 "members given to workers in quarantine",
     /// A worker in quarantine had a member committed, which ended it.

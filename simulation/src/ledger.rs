@@ -151,8 +151,12 @@ impl Ledger {
     }
 
     fn expect_what_is_due(&mut self, event: &Event) -> Result<(), String> {
-        // How far attempts are may be noted before they end.
-        if matches!(event, Event::AttemptTrained { .. }) {
+        // How far attempts are may be noted before they end. Whether a failure is recent enough for a quarantine is known but to the
+        // line, so that one may come before what else follows from the failure.
+        let is_quarantine_due = matches!(self.due.front(), Some(Due::Quarantine(_)));
+        if matches!(event, Event::AttemptTrained { .. })
+            || matches!(event, Event::WorkerQuarantined { .. }) && !is_quarantine_due
+        {
             return Ok(());
         }
         match self.due.pop_front() {

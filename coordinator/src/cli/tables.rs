@@ -132,6 +132,8 @@ pub fn recipes(recipes: &[BuiltIn]) -> String {
         ["recipe", "network", "parameters", "multiply-adds", "passes", "images a pass", "published %", "ours %"];
     let mut table = table(header, &[2, 3, 4, 5]);
     for recipe in recipes {
+        // A recipe of our own has no row to be run.
+        let without_figure = if recipe.published.is_some() { "not run" } else { "–" };
         table.add_row([
             recipe.name.clone(),
             recipe.network.clone(),
@@ -140,7 +142,7 @@ pub fn recipes(recipes: &[BuiltIn]) -> String {
             recipe.passes.to_string(),
             recipe.images_per_pass.to_string(),
             recipe.published.unwrap_or("–").to_owned(),
-            recipe.ours.as_ref().map_or_else(|| "not run".to_owned(), Ours::text),
+            recipe.ours.as_ref().map_or_else(|| without_figure.to_owned(), Ours::text),
         ]);
     }
     table.trim_fmt()

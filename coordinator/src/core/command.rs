@@ -26,6 +26,8 @@ pub enum Command {
         handle: Handle,
         /// The result.
         result: MemberResult,
+        /// What it began with, of which no report may have told.
+        resumption: Resumption,
     },
     /// A worker hands over a snapshot whose blob is stored. Answered by [`Reply::Saved`].
     SaveSnapshot {
@@ -140,9 +142,16 @@ pub struct AttemptReport {
     pub progress: Progress,
     /// What it runs on, once the trainer runs.
     pub class: Option<DeterminismClass>,
-    /// Step of the snapshot that the trainer went on from; 0 from the beginning.
-    pub resumed_step: u64,
-    /// Snapshots of its start that it could not use.
+    /// What it began with.
+    pub resumption: Resumption,
+}
+
+/// What became of the snapshots that an attempt was given to go on from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Resumption {
+    /// Step of the one that the trainer went on from; 0 from the beginning, and while it is not known.
+    pub step: u64,
+    /// Those that it could not use.
     pub refused: Vec<RefusedSnapshot>,
 }
 

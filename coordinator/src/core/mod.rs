@@ -32,7 +32,7 @@ mod world;
 pub use budget::{LOSS_BUDGET, NUMERIC_FAILURES, QUARANTINE, QUARANTINE_MEMBERS, RETRY_BUDGET};
 pub use command::{
     AttemptReport, Command, CommitVerdict, Instruction, Refusal, RefusedSnapshot, Registered, Registration, Reply,
-    SnapshotVerdict, Start, Stop, StopReason, Submitted, SyncReport, VerificationOutcome,
+    Resumption, SnapshotVerdict, Start, Stop, StopReason, Submitted, SyncReport, VerificationOutcome,
 };
 pub use concern::Concern;
 pub use decide::{Decision, decide};

@@ -19,8 +19,8 @@ use tokio::{
 use super::{Changes, Closed, Message, TICKS_PER_LEASE};
 use crate::core::{
     Command, CommitVerdict, DiscardedSnapshots, Instruction, MemberResult, Moment, NamedBlob, PendingVerification,
-    Refusal, Registered, Registration, Reply, RunPage, RunRequest, RunView, SnapshotVerdict, Submitted, SyncReport,
-    Timing, VerificationOutcome, WorkerView, World,
+    Refusal, Registered, Registration, Reply, Resumption, RunPage, RunRequest, RunView, SnapshotVerdict, Submitted,
+    SyncReport, Timing, VerificationOutcome, WorkerView, World,
 };
 
 /// Why a call was not answered.
@@ -136,8 +136,13 @@ impl Handle {
     /// # Errors
     ///
     /// As [`Handle::call`].
-    pub async fn commit(&self, handle: AttemptHandle, result: MemberResult) -> Result<CommitVerdict, DriverError> {
-        match self.call(Command::Commit { handle, result }).await? {
+    pub async fn commit(
+        &self,
+        handle: AttemptHandle,
+        result: MemberResult,
+        resumption: Resumption,
+    ) -> Result<CommitVerdict, DriverError> {
+        match self.call(Command::Commit { handle, result, resumption }).await? {
             Reply::Committed(verdict) => Ok(verdict),
             other => unreachable!("the core answered Commit with {other:?}"),
         }

@@ -20,8 +20,8 @@ use super::{Changes, Driver, DriverError, Environment, Handle, MAILBOX_MESSAGES,
 use crate::{
     core::{
         AttemptReport, AttemptStatus, CommitVerdict, Event, Instruction, MemberResult, PendingVerification, RecipeText,
-        Refusal, Registration, RunOutcome, RunRequest, Start, SyncReport, Timing, Verification, VerificationOutcome,
-        WallTime, WorkerProfile,
+        Refusal, Registration, Resumption, RunOutcome, RunRequest, Start, SyncReport, Timing, Verification,
+        VerificationOutcome, WallTime, WorkerProfile,
     },
     store::{EventStore, MemoryStore, StoreError},
 };
@@ -86,8 +86,7 @@ fn busy(worker: &WorkerId, handle: &AttemptHandle) -> SyncReport {
         handle: handle.clone(),
         progress: Progress::default(),
         class: None,
-        resumed_step: 0,
-        refused: Vec::new(),
+        resumption: Resumption::default(),
     };
     SyncReport { worker: worker.clone(), free_slots: 0, attempts: vec![report], is_leaving: false }
 }
@@ -291,7 +290,10 @@ async fn only_those_are_woken_whom_it_may_concern() {
         let instructions = handle.sync(idle(&worker)).await.unwrap();
         attempts.push((worker, only_start(&instructions).handle.clone()));
     }
-    assert_eq!(handle.commit(attempts[0].1.clone(), result()).await, Ok(CommitVerdict::Accepted));
+    assert_eq!(
+        handle.commit(attempts[0].1.clone(), result(), Resumption::default()).await,
+        Ok(CommitVerdict::Accepted)
+    );
     handle.verified(attempts[0].1.attempt_id.clone(), verdict).await.unwrap();
     assert_eq!(woken(), (false, false), "no member waits, and none was trained by two");
     handle.drain(attempts[0].0.clone(), true).await.unwrap();
@@ -329,7 +331,7 @@ async fn a_result_waits_for_verification_also_after_a_restart() {
     let run = handle.submit(request(1), Some(9), false).await.unwrap().run;
     let instructions = handle.sync(idle(&worker)).await.unwrap();
     let attempt = only_start(&instructions).handle.clone();
-    assert_eq!(handle.commit(attempt.clone(), result()).await, Ok(CommitVerdict::Accepted));
+    assert_eq!(handle.commit(attempt.clone(), result(), Resumption::default()).await, Ok(CommitVerdict::Accepted));
     handle.stop().await;
     task.await.unwrap().unwrap();
 
@@ -433,7 +435,7 @@ async fn life_by(wall: impl FnMut() -> WallTime + Send + 'static) -> (Vec<(Durat
         assert_eq!(handle.sync(busy(&steady, &first)).await.unwrap(), []);
         note(began.elapsed());
     }
-    assert_eq!(handle.commit(first, result()).await.unwrap(), CommitVerdict::Accepted);
+    assert_eq!(handle.commit(first, result(), Resumption::default()).await.unwrap(), CommitVerdict::Accepted);
     let attempt = handle.next_verification(BTreeSet::new()).await.unwrap().unwrap().attempt;
     let verification =
         Verification { test_correct: 1, test_total: 1, disagreements: 0, predictions: BlobRef::of(b"verified") };

@@ -16,8 +16,8 @@ use super::{blob::blob_ref, show, status::ServiceError};
 use crate::{
     artifacts::ArtifactStore,
     core::{
-        AttemptReport, CommitVerdict, Instruction, MemberResult, RefusedSnapshot, Registration, SnapshotVerdict,
-        SyncReport, Timing, WorkerProfile, version,
+        AttemptReport, CommitVerdict, Instruction, MemberResult, RefusedSnapshot, Registration, Resumption,
+        SnapshotVerdict, SyncReport, Timing, WorkerProfile, version,
     },
     driver,
 };
@@ -77,8 +77,7 @@ impl Workers {
     }
 
     async fn hand_over(&self, request: v1::CommitRequest) -> Result<v1::CommitResponse, ServiceError> {
-        let handle: Handle = wire::required("handle", request.handle.clone())?;
-        let result = member_result(request)?;
+        let (handle, result, resumption) = handed_over(request)?;
         let blobs = [result.checkpoint, result.predictions];
         let _until_named = self.artifacts.keep_all().await;
         // Now that its worker still has the result: damage that is found later costs a training.
@@ -87,7 +86,7 @@ impl Workers {
             let message = format!("{} of 2 blobs are not stored yet", missing.len());
             return Ok(v1::CommitResponse { outcome: v1::CommitOutcome::BlobsMissing.into(), message });
         }
-        let (outcome, message) = match self.driver.commit(handle, result).await? {
+        let (outcome, message) = match self.driver.commit(handle, result, resumption).await? {
             CommitVerdict::Accepted => (v1::CommitOutcome::Accepted, String::new()),
             CommitVerdict::Superseded => (v1::CommitOutcome::Superseded, "another attempt was first".to_owned()),
             CommitVerdict::Rejected { reason } => (v1::CommitOutcome::Rejected, reason),
@@ -149,40 +148,47 @@ fn sync_report(request: v1::SyncRequest) -> Result<SyncReport, WireError> {
 }
 
 fn attempt_report(report: v1::AttemptReport) -> Result<AttemptReport, WireError> {
-    if report.refused_snapshots.len() > SNAPSHOTS_KEPT {
-        let found = report.refused_snapshots.len().to_string();
-        return Err(WireError::new("attempts.refused_snapshots", format!("at most {SNAPSHOTS_KEPT}"), found));
-    }
-    let refused = report.refused_snapshots.into_iter().map(|refused| {
-        let snapshot = wire::required("attempts.refused_snapshots.snapshot", refused.snapshot)?;
-        let mut reason = refused.reason;
-        reason.truncate(reason.floor_char_boundary(MESSAGE_BYTES_MAX));
-        Ok(RefusedSnapshot { snapshot, reason })
-    });
+    let resumption = resumption(report.resumed_step, report.refused_snapshots);
     Ok(AttemptReport {
-        refused: refused.collect::<Result<_, WireError>>()?,
-        resumed_step: report.resumed_step,
+        resumption: resumption.map_err(|error| error.within("attempts"))?,
         handle: wire::required("attempts.handle", report.handle)?,
         progress: wire::optional::<_, Progress>("attempts.progress", report.progress)?.unwrap_or_default(),
         class: wire::optional("attempts.determinism_class", report.determinism_class)?,
     })
 }
 
-fn member_result(request: v1::CommitRequest) -> Result<MemberResult, ServiceError> {
+fn resumption(step: u64, refused: Vec<v1::RefusedSnapshot>) -> Result<Resumption, WireError> {
+    if refused.len() > SNAPSHOTS_KEPT {
+        let found = refused.len().to_string();
+        return Err(WireError::new("refused_snapshots", format!("at most {SNAPSHOTS_KEPT}"), found));
+    }
+    let refused = refused.into_iter().map(|refused| {
+        let snapshot = wire::required("refused_snapshots.snapshot", refused.snapshot)?;
+        let mut reason = refused.reason;
+        reason.truncate(reason.floor_char_boundary(MESSAGE_BYTES_MAX));
+        Ok(RefusedSnapshot { snapshot, reason })
+    });
+    Ok(Resumption { step, refused: refused.collect::<Result<_, WireError>>()? })
+}
+
+fn handed_over(request: v1::CommitRequest) -> Result<(Handle, MemberResult, Resumption), ServiceError> {
     for (field, seconds) in [("train_seconds", request.train_seconds), ("train_cpu_seconds", request.train_cpu_seconds)]
     {
         if !(seconds.is_finite() && seconds >= 0.0) {
             return Err(ServiceError::field(field, "a number of at least 0", seconds));
         }
     }
-    Ok(MemberResult {
+    let handle = wire::required("handle", request.handle)?;
+    let resumption = resumption(request.resumed_step, request.refused_snapshots)?;
+    let result = MemberResult {
         checkpoint: blob_ref("checkpoint", request.checkpoint)?,
         predictions: blob_ref("predictions", request.predictions)?,
         validation_accuracy: wire::share("validation_accuracy", request.validation_accuracy)?,
         train_seconds: request.train_seconds,
         train_cpu_seconds: request.train_cpu_seconds,
         class: wire::required::<_, DeterminismClass>("determinism_class", request.determinism_class)?,
-    })
+    };
+    Ok((handle, result, resumption))
 }
 
 fn milliseconds(span: Duration) -> u32 {

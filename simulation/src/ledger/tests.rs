@@ -423,6 +423,20 @@ fn a_worker_that_fails_three_members_in_a_short_time_is_in_quarantine() {
 }
 
 #[test]
+fn a_failure_that_is_nearly_forgotten_leads_to_a_quarantine_or_to_none() {
+    let first = lines![offered("a", "r", 3, "x"), failed("a", FailureKind::Numeric)];
+    let second =
+        lines![offered("b", "r", 3, "w"), Line::Wait(TIMING.quarantine - 6 * LINE), failed("b", FailureKind::Numeric)];
+    let lines = three_strikes();
+    let lines = [&lines[..3], &first, &lines[3..7], &second].concat();
+    let fails = member_failed("r", 3);
+    holds(&lines, fails.clone());
+    let quarantined = [lines, lines![quarantined("w")]].concat();
+    holds(&quarantined, fails);
+    breaks(&quarantined, offered("c", "r", 2, "x"), "MemberFails");
+}
+
+#[test]
 fn a_worker_in_quarantine_is_the_last_resort() {
     let lines = [three_strikes(), lines![quarantined("w")]].concat();
     let heard = [lines.clone(), lines![Line::Heard("x")]].concat();

@@ -283,6 +283,7 @@ impl Attempt {
     ) -> Result<v1::CommitResponse, Refused> {
         let mut link = self.context.link.clone();
         let mut tries = Tries::new("commit a result", link.clone());
+        let report = self.report.borrow().clone();
         loop {
             let request = v1::CommitRequest {
                 worker_id: worker_id(&mut link).await.as_str().to_owned(),
@@ -293,6 +294,8 @@ impl Attempt {
                 train_seconds: trained.train_seconds,
                 train_cpu_seconds: trained.train_cpu_seconds,
                 determinism_class: Some(trained.class.clone().into()),
+                resumed_step: report.resumed_step,
+                refused_snapshots: report.refused.iter().cloned().map(Into::into).collect(),
             };
             match in_time(CALL_TIMEOUT, self.context.client.clone().commit(request)).await {
                 Ok(response) => return Ok(response.into_inner()),

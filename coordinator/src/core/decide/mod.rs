@@ -41,7 +41,7 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         Command::Register(registration) => sessions::register(draft, context, registration),
         Command::Sync(report) => sync::sync(draft, pulse, context, report, sync::Occasion::Heartbeat),
         Command::Poll(report) => sync::sync(draft, pulse, context, report, sync::Occasion::StillWaiting),
-        Command::Commit { handle, result } => results::commit(draft, handle, result),
+        Command::Commit { handle, result, resumption } => results::commit(draft, handle, result, resumption),
         Command::SaveSnapshot { handle, snapshot, class } => snapshots::save(draft, handle, *snapshot, class),
         Command::Fail { handle, kind, message } => results::fail(draft, handle, *kind, message),
         Command::Submit { request, seed, continue_unfinished } => {

@@ -7,11 +7,11 @@ use plurality_common::{
 
 use super::{
     super::{
-        command::{CommitVerdict, StopReason, VerificationOutcome},
+        command::{CommitVerdict, Resumption, StopReason, VerificationOutcome},
         event::{MemberResult, RunOutcome, Verification},
         state::{Attempt, AttemptStatus},
     },
-    Decision, Draft, Event, Reply,
+    Decision, Draft, Event, Reply, snapshots,
     standing::why_closed,
 };
 
@@ -19,7 +19,12 @@ use super::{
 const MESSAGE_CHARS_MAX: usize = 2000;
 
 /// A worker hands over a result. The first valid one wins; which that is, verification decides.
-pub(super) fn commit(mut draft: Draft<'_>, handle: &Handle, result: &MemberResult) -> Decision {
+pub(super) fn commit(
+    mut draft: Draft<'_>,
+    handle: &Handle,
+    result: &MemberResult,
+    resumption: &Resumption,
+) -> Decision {
     let state = draft.state;
     let Some(attempt) = state.authorise(handle) else {
         return draft.reply(rejected("the coordinator does not know this attempt, or the token is not its own"));
@@ -37,14 +42,14 @@ pub(super) fn commit(mut draft: Draft<'_>, handle: &Handle, result: &MemberResul
         | AttemptStatus::Lost => match why_closed(state, attempt) {
             Some(StopReason::Superseded) => Reply::Committed(CommitVerdict::Superseded),
             Some(reason) => rejected(ended(Some(reason))),
-            None => take(&mut draft, attempt, result),
+            None => take(&mut draft, attempt, result, resumption),
         },
     };
     draft.reply(verdict)
 }
 
 /// Takes a result that is wanted, unless it cannot be written down.
-fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult) -> Reply {
+fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult, resumption: &Resumption) -> Reply {
     let MemberResult { validation_accuracy, train_seconds, train_cpu_seconds, .. } = result;
     let is_finite = validation_accuracy.unwrap_or(0.0).is_finite() && (train_seconds + train_cpu_seconds).is_finite();
     if !is_finite {
@@ -53,6 +58,11 @@ fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult) -> Repl
         return rejected(&reason);
     }
     draft.note_trained(attempt);
+    // Whose snapshot it went on from is known by its class.
+    if attempt.class.is_none() && resumption.step > 0 {
+        draft.push(Event::AttemptClassified { attempt: attempt.id.clone(), class: result.class.clone() });
+    }
+    snapshots::take_in(draft, attempt, resumption);
     let attempt = attempt.id.clone();
     draft.push(Event::ResultReceived { attempt, result: result.clone(), at: draft.at });
     Reply::Committed(CommitVerdict::Accepted)

@@ -7,7 +7,7 @@ use plurality_common::{
 
 use super::{
     super::{
-        command::{AttemptReport, SnapshotVerdict},
+        command::{Resumption, SnapshotVerdict},
         state::Attempt,
     },
     Decision, Draft, Event, Reply,
@@ -38,10 +38,10 @@ pub(super) fn save(mut draft: Draft<'_>, handle: &Handle, snapshot: SnapshotRef,
 }
 
 /// Takes in from which snapshot an attempt went on, and which it could not use.
-pub(super) fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
+pub(super) fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, resumption: &Resumption) {
     let (id, at) = (&attempt.id, draft.at);
     let mut known: Vec<_> = attempt.refused.iter().map(|refused| refused.snapshot.blob).collect();
-    for refused in &report.refused {
+    for refused in &resumption.refused {
         let SnapshotRef { step, blob } = refused.snapshot;
         if known.len() < SNAPSHOTS_KEPT && !known.contains(&blob) {
             known.push(blob);
@@ -49,7 +49,7 @@ pub(super) fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &Attempt
             draft.push(Event::SnapshotRefused { attempt: id.clone(), step, snapshot: blob, reason, at });
         }
     }
-    if attempt.resumed_step == 0 && report.resumed_step > 0 {
-        draft.push(Event::AttemptResumed { attempt: id.clone(), step: report.resumed_step, at });
+    if attempt.resumed_step == 0 && resumption.step > 0 {
+        draft.push(Event::AttemptResumed { attempt: id.clone(), step: resumption.step, at });
     }
 }

@@ -111,7 +111,7 @@ fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
     if let (None, Some(class)) = (&attempt.class, &report.class) {
         draft.push(Event::AttemptClassified { attempt: id.clone(), class: class.clone() });
     }
-    snapshots::take_in(draft, attempt, report);
+    snapshots::take_in(draft, attempt, &report.resumption);
     draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
 }
 

@@ -17,7 +17,7 @@ use plurality_common::{
 
 use super::{
     AttemptReport, AttemptStatus, Command, Context, Decision, Event, Instruction, Loss, MemberResult, Moment,
-    RecipeText, Registration, Reply, RunRequest, Timing, Verification, WallTime, WorkerProfile, World,
+    RecipeText, Registration, Reply, Resumption, RunRequest, Timing, Verification, WallTime, WorkerProfile, World,
     budget::Tally,
     decide::{is_available, is_excluded},
     state::Worker,
@@ -228,7 +228,7 @@ fn class() -> DeterminismClass {
 }
 
 fn report(handle: Handle, progress: Progress) -> AttemptReport {
-    AttemptReport { handle, progress, class: Some(class()), resumed_step: 0, refused: Vec::new() }
+    AttemptReport { handle, progress, class: Some(class()), resumption: Resumption::default() }
 }
 
 /// A snapshot whose bytes are `name`.

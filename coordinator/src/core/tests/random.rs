@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, RunOutcome, RunRequest, Stop,
-        StopReason, SyncReport, VerificationOutcome,
+        AttemptStatus, CommitVerdict, Instruction, MemberStatus, RefusedSnapshot, Reply, Resumption, RunOutcome,
+        RunRequest, Stop, StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Stage, class, class_of, registration, report, request, result, snapshot, verification,
 };
@@ -102,6 +102,16 @@ struct Player {
     resume: BTreeMap<AttemptId, Vec<SnapshotRef>>,
     refused: BTreeMap<AttemptId, Vec<RefusedSnapshot>>,
     is_leaving: bool,
+}
+
+impl Player {
+    /// Returns what became of the snapshots that it was given for an attempt.
+    fn resumption(&self, attempt: &AttemptId) -> Resumption {
+        let refused = self.refused.get(attempt).cloned().unwrap_or_default();
+        let mut given = self.resume.get(attempt).into_iter().flatten();
+        let taken = given.find(|given| refused.iter().all(|refused| refused.snapshot != **given));
+        Resumption { step: taken.map_or(0, |taken| taken.step), refused }
+    }
 }
 
 /// The class that a worker says its trainers run on. The third does not say; they are abaci as the first one's.
@@ -217,25 +227,22 @@ impl Play {
 
     fn sync(&mut self, worker: usize, is_lost: bool, is_poll: bool) {
         let player = self.players[worker].clone();
-        let Some(session) = player.session else { return };
+        let Some(session) = player.session.clone() else { return };
         let held = u32::try_from(player.held.len()).unwrap();
         let report_of = |handle: Handle| {
-            let refused = player.refused.get(&handle.attempt_id).cloned().unwrap_or_default();
-            let given = player.resume.get(&handle.attempt_id).cloned().unwrap_or_default();
-            let taken = given.iter().find(|given| refused.iter().all(|refused| refused.snapshot != **given));
+            let resumption = player.resumption(&handle.attempt_id);
             let class = class_of_worker(worker).or_else(|| Some(class()));
-            let resumed_step = taken.map_or(0, |taken| taken.step);
-            let step = resumed_step + u64::from(player.lives) + 2;
+            let step = resumption.step + u64::from(player.lives) + 2;
             // The first worker is slow, so that others begin spares.
             let train_seconds = if worker == 0 { 300.0 } else { 30.0 };
             let progress =
                 Progress { phase: Phase::Training, step, steps_total: 30, train_seconds, ..Progress::default() };
-            AttemptReport { class, refused, resumed_step, ..report(handle, progress) }
+            AttemptReport { class, resumption, ..report(handle, progress) }
         };
         let sync = SyncReport {
             worker: session,
             free_slots: if player.is_leaving { 0 } else { SLOTS.saturating_sub(held) },
-            attempts: player.held.into_values().map(report_of).collect(),
+            attempts: player.held.values().cloned().map(report_of).collect(),
             is_leaving: player.is_leaving,
         };
         let command = if is_poll { Command::Poll(sync) } else { Command::Sync(sync) };
@@ -282,7 +289,8 @@ impl Play {
         let Some(handle) = self.nth_held(worker, which) else { return };
         let result = result(&format!("{checkpoint} of {}", handle.attempt_id));
         let digest = result.checkpoint.sha256;
-        let reply = self.say(Command::Commit { handle: handle.clone(), result });
+        let resumption = self.players[worker].resumption(&handle.attempt_id);
+        let reply = self.say(Command::Commit { handle: handle.clone(), result, resumption });
         if is_lost {
             return;
         }
@@ -322,7 +330,7 @@ impl Play {
         let Some(attempt_id) = self.stage.world.state.attempts.keys().nth(which).cloned() else { return };
         let handle = Handle { attempt_id, token: Token::new("forged") };
         let command = if is_commit {
-            Command::Commit { handle, result: result("forged") }
+            Command::Commit { handle, result: result("forged"), resumption: Resumption::default() }
         } else {
             Command::Fail { handle, kind: FailureKind::Internal, message: String::new() }
         };

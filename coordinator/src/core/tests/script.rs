@@ -10,7 +10,7 @@
 //! register w1 [slots=N] [instance=NAME] [held=a1,a2] [class=NAME]
 //! sync w1 [free=N] [hold=a1,a2] [uploading] [leaving] [resumed=STEP] [refused=STEP] [step=N [of=N] [seconds=N]]      poll w1 …
 //! save a1 step=N [snapshot=NAME] [class=NAME] [forged]
-//! commit a1 [checkpoint=NAME] [nan] [forged]               fail a1 kind [forged] [message]
+//! commit a1 [checkpoint=NAME] [resumed=STEP] [refused=STEP] [nan] [forged]               fail a1 kind [forged] [message]
 //! accept a1          reject a1 reason
 //! cancel r1          pause r1           resume r1          drain w1          crash w1          leave w1
 //! wait N             restart           sleep N (the coordinator itself stands still)
@@ -36,8 +36,8 @@ use serde_json::Value;
 
 use super::{
     super::{
-        CommitVerdict, DiscardedSnapshots, Instruction, Loss, Refusal, RefusedSnapshot, Reply, RunOutcome, RunRequest,
-        SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
+        CommitVerdict, DiscardedSnapshots, Instruction, Loss, Refusal, RefusedSnapshot, Reply, Resumption, RunOutcome,
+        RunRequest, SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Event, Stage, class, class_of, registration, report, request, result, snapshot,
     verification,
@@ -65,6 +65,7 @@ scripts! {
     a_member_that_no_worker_can_train_says_so,
     a_false_alarm_loses_no_training,
     training_that_nobody_goes_on_from_is_lost,
+    what_is_trained_between_two_reports_says_what_it_went_on_from,
     an_ended_run_says_what_it_lost,
     a_run_with_a_quorum_goes_on_without_a_failed_member,
     a_worker_that_fails_three_members_is_in_quarantine,
@@ -200,6 +201,10 @@ impl Player {
             let genuine = self.handle(arguments[0]);
             if flag("forged") { Handle { token, ..genuine } } else { genuine }
         };
+        let resumption = || Resumption {
+            step: number("resumed").map_or(0, u64::from),
+            refused: number("refused").map(|step| refused_snapshot(step.into())).into_iter().collect(),
+        };
         match verb {
             "submit" => Command::Submit {
                 request: RunRequest {
@@ -225,10 +230,8 @@ impl Player {
                 let (step, train_seconds) = (number("step").unwrap_or(0).into(), number("seconds").unwrap_or(0).into());
                 let steps_total = number("of").unwrap_or(0).into();
                 let progress = Progress { phase, step, steps_total, train_seconds, ..Progress::default() };
-                let refused: Vec<_> = number("refused").map(|step| refused_snapshot(step.into())).into_iter().collect();
-                let resumed_step = number("resumed").map_or(0, u64::from);
                 let reports = handles("hold").into_iter().map(|handle| report(handle, progress.clone()));
-                let attempts = reports.map(|report| AttemptReport { resumed_step, refused: refused.clone(), ..report });
+                let attempts = reports.map(|report| AttemptReport { resumption: resumption(), ..report });
                 let attempts = attempts.collect();
                 let report = SyncReport {
                     worker: self.worker(arguments[0]),
@@ -243,7 +246,7 @@ impl Player {
                 if flag("nan") {
                     result.train_seconds = f64::NAN;
                 }
-                Command::Commit { handle: spoken_for(), result }
+                Command::Commit { handle: spoken_for(), result, resumption: resumption() }
             }
             "save" => {
                 let step = number("step").unwrap().into();
