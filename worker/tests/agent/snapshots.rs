@@ -26,6 +26,16 @@ fn report(coordinator: &Coordinator) -> (Vec<(u64, String)>, u64) {
     })
 }
 
+/// Holds a commit to what the reports before it said of the attempt's beginning: they may all have been missed.
+fn check_commit(coordinator: &Coordinator) {
+    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    coordinator.note(|notes| {
+        let (report, commit) = (notes.report("attempt-0").unwrap(), &notes.commits[0]);
+        assert_eq!(commit.resumed_step, report.resumed_step);
+        assert_eq!(commit.refused_snapshots, report.refused_snapshots);
+    });
+}
+
 #[test]
 fn a_snapshot_is_handed_over_while_the_training_goes_on() {
     let coordinator = Coordinator::start();
@@ -169,7 +179,7 @@ fn an_attempt_goes_on_from_the_newest_snapshot() {
     assert_eq!(report(&coordinator), (vec![], 7));
     assert_eq!(fs::read(worker.folder().join("resumed-from")).unwrap(), newest);
     worker.let_go();
-    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    check_commit(&coordinator);
 }
 
 #[test]
@@ -188,7 +198,7 @@ fn a_snapshot_that_is_gone_damaged_or_refused_is_passed_over() {
         assert!(refused[0].1.contains(reason), "{refused:?}");
         assert_eq!(fs::read(worker.folder().join("resumed-from")).unwrap(), b"older");
         worker.let_go();
-        coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+        check_commit(&coordinator);
         assert!(coordinator.note(|notes| notes.failures.is_empty()));
     };
     let gone = |notes: &mut Notes, blob: BlobRef| drop(notes.blobs.remove(&blob.sha256.to_string()));
@@ -213,6 +223,6 @@ fn without_a_snapshot_that_can_be_used_a_training_begins_anew() {
     });
     assert_eq!(report(&coordinator).1, 0);
     worker.let_go();
-    coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
+    check_commit(&coordinator);
     assert!(coordinator.note(|notes| notes.failures.is_empty()));
 }
