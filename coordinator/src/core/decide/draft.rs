@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plurality_common::{
+    attempt::DeterminismClass,
     id::{AttemptId, MemberIndex, RunId},
     span::Span,
 };
@@ -138,6 +139,13 @@ impl<'a> Draft<'a> {
             };
             let reason = format!("failed {failed} members within {}, the last: {last}", Span(self.timing.quarantine));
             self.push(Event::WorkerQuarantined { worker: worker.id.clone(), reason, at: self.at });
+        }
+    }
+
+    /// Notes what an attempt runs on, unless that is known.
+    pub(super) fn classify(&mut self, attempt: &Attempt, class: &DeterminismClass) {
+        if attempt.class.is_none() {
+            self.push(Event::AttemptClassified { attempt: attempt.id.clone(), class: class.clone() });
         }
     }
 

@@ -59,8 +59,8 @@ fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult, resumpt
     }
     draft.note_trained(attempt);
     // Whose snapshot it went on from is known by its class.
-    if attempt.class.is_none() && resumption.step > 0 {
-        draft.push(Event::AttemptClassified { attempt: attempt.id.clone(), class: result.class.clone() });
+    if resumption.step > 0 {
+        draft.classify(attempt, &result.class);
     }
     snapshots::take_in(draft, attempt, resumption);
     let attempt = attempt.id.clone();

@@ -25,9 +25,7 @@ pub(super) fn save(mut draft: Draft<'_>, handle: &Handle, snapshot: SnapshotRef,
     let verdict = match wanted.filter(|attempt| attempt.class.as_ref().is_none_or(|own| own == class)) {
         Some(attempt) if attempt.snapshots.contains(&snapshot) => SnapshotVerdict::Kept,
         Some(attempt) if state.needs_snapshot(attempt, snapshot) => {
-            if attempt.class.is_none() {
-                draft.push(Event::AttemptClassified { attempt: attempt.id.clone(), class: class.clone() });
-            }
+            draft.classify(attempt, class);
             let SnapshotRef { step, blob } = snapshot;
             draft.push(Event::AttemptSnapshotted { attempt: attempt.id.clone(), step, snapshot: blob, at: draft.at });
             SnapshotVerdict::Kept

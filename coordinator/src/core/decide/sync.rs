@@ -108,8 +108,8 @@ fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
     if report.progress.phase == Phase::Uploading && attempt.status != AttemptStatus::Uploading {
         draft.push(Event::AttemptUploading { attempt: id.clone(), at: draft.at });
     }
-    if let (None, Some(class)) = (&attempt.class, &report.class) {
-        draft.push(Event::AttemptClassified { attempt: id.clone(), class: class.clone() });
+    if let Some(class) = &report.class {
+        draft.classify(attempt, class);
     }
     snapshots::take_in(draft, attempt, &report.resumption);
     draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
