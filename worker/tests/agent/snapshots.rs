@@ -26,11 +26,14 @@ fn report(coordinator: &Coordinator) -> (Vec<(u64, String)>, u64) {
     })
 }
 
-/// Holds a commit to what the reports before it said of the attempt's beginning: they may all have been missed.
-fn check_commit(coordinator: &Coordinator) {
+/// Lets the trainer end and holds the commit to what the reports before it said of the attempt's beginning: they may all
+/// have been missed. The newest report is looked up first, because none tells of an attempt that is handed over.
+fn let_go_and_check_commit(coordinator: &Coordinator, worker: &Worker) {
+    let report = coordinator.note(|notes| notes.report("attempt-0").cloned()).unwrap();
+    worker.let_go();
     coordinator.wait("the member is committed", |notes| !notes.commits.is_empty());
     coordinator.note(|notes| {
-        let (report, commit) = (notes.report("attempt-0").unwrap(), &notes.commits[0]);
+        let commit = &notes.commits[0];
         assert_eq!(commit.resumed_step, report.resumed_step);
         assert_eq!(commit.refused_snapshots, report.refused_snapshots);
     });
@@ -178,8 +181,7 @@ fn an_attempt_goes_on_from_the_newest_snapshot() {
         .wait("the step is reported", |notes| notes.report("attempt-0").is_some_and(|one| one.resumed_step == 7));
     assert_eq!(report(&coordinator), (vec![], 7));
     assert_eq!(fs::read(worker.folder().join("resumed-from")).unwrap(), newest);
-    worker.let_go();
-    check_commit(&coordinator);
+    let_go_and_check_commit(&coordinator, &worker);
 }
 
 #[test]
@@ -197,8 +199,7 @@ fn a_snapshot_that_is_gone_damaged_or_refused_is_passed_over() {
         assert_eq!((refused.len(), refused[0].0), (1, 9), "{refused:?}");
         assert!(refused[0].1.contains(reason), "{refused:?}");
         assert_eq!(fs::read(worker.folder().join("resumed-from")).unwrap(), b"older");
-        worker.let_go();
-        check_commit(&coordinator);
+        let_go_and_check_commit(&coordinator, &worker);
         assert!(coordinator.note(|notes| notes.failures.is_empty()));
     };
     let gone = |notes: &mut Notes, blob: BlobRef| drop(notes.blobs.remove(&blob.sha256.to_string()));
@@ -222,7 +223,6 @@ fn without_a_snapshot_that_can_be_used_a_training_begins_anew() {
         notes.report("attempt-0").is_some_and(|report| report.refused_snapshots.len() == 2)
     });
     assert_eq!(report(&coordinator).1, 0);
-    worker.let_go();
-    check_commit(&coordinator);
+    let_go_and_check_commit(&coordinator, &worker);
     assert!(coordinator.note(|notes| notes.failures.is_empty()));
 }
