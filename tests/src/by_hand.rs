@@ -87,6 +87,7 @@ impl HandWorker {
             handle: start.handle.clone(),
             kind: kind.into(),
             message: message.to_owned(),
+            ..v1::FailRequest::default()
         };
         called(&self.uri, async |mut calls| calls.fail(request.clone()).await).await;
     }

@@ -46,6 +46,10 @@ pub enum Command {
         kind: FailureKind,
         /// Why, for people.
         message: String,
+        /// What it ran on, once a trainer ran.
+        class: Option<DeterminismClass>,
+        /// What it began with, of which no report may have told.
+        resumption: Resumption,
     },
     /// Someone wants a run. Answered by [`Reply::Submitted`].
     Submit {

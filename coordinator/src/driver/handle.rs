@@ -170,8 +170,15 @@ impl Handle {
     /// # Errors
     ///
     /// As [`Handle::call`].
-    pub async fn fail(&self, handle: AttemptHandle, kind: FailureKind, message: String) -> Result<(), DriverError> {
-        self.done(Command::Fail { handle, kind, message }).await
+    pub async fn fail(
+        &self,
+        handle: AttemptHandle,
+        kind: FailureKind,
+        message: String,
+        class: Option<DeterminismClass>,
+        resumption: Resumption,
+    ) -> Result<(), DriverError> {
+        self.done(Command::Fail { handle, kind, message, class, resumption }).await
     }
 
     /// Asks for a run.

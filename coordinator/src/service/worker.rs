@@ -113,7 +113,9 @@ impl Workers {
         let kind = FailureKind::try_from(request.kind)?;
         let mut message = request.message;
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        Ok(self.driver.fail(handle, kind, message).await?)
+        let class = wire::optional("determinism_class", request.determinism_class)?;
+        let resumption = resumption(request.resumed_step, request.refused_snapshots)?;
+        Ok(self.driver.fail(handle, kind, message, class, resumption).await?)
     }
 }
 

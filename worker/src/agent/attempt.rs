@@ -295,7 +295,7 @@ impl Attempt {
                 train_cpu_seconds: trained.train_cpu_seconds,
                 determinism_class: Some(trained.class.clone().into()),
                 resumed_step: report.resumed_step,
-                refused_snapshots: report.refused.iter().cloned().map(Into::into).collect(),
+                refused_snapshots: report.refused_snapshots(),
             };
             match in_time(CALL_TIMEOUT, self.context.client.clone().commit(request)).await {
                 Ok(response) => return Ok(response.into_inner()),
@@ -308,12 +308,16 @@ impl Attempt {
     async fn report_failure(&self, failure: Failure) {
         let mut link = self.context.link.clone();
         let mut tries = Tries::new("report a failed attempt", link.clone());
+        let report = self.report.borrow().clone();
         loop {
             let request = v1::FailRequest {
                 worker_id: worker_id(&mut link).await.as_str().to_owned(),
                 handle: Some(self.handle.clone().into()),
                 kind: v1::FailureKind::from(failure.kind).into(),
                 message: failure.message.clone(),
+                determinism_class: report.class.clone().map(Into::into),
+                resumed_step: report.resumed_step,
+                refused_snapshots: report.refused_snapshots(),
             };
             let Err(status) = in_time(CALL_TIMEOUT, self.context.client.clone().fail(request)).await else {
                 return;

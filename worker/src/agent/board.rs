@@ -49,6 +49,13 @@ pub struct Board {
     pub is_leaving: bool,
 }
 
+impl Report {
+    /// Returns what it could not go on from, as it is sent.
+    pub fn refused_snapshots(&self) -> Vec<v1::RefusedSnapshot> {
+        self.refused.iter().cloned().map(Into::into).collect()
+    }
+}
+
 impl RefusedSnapshot {
     /// Notes why `snapshot` cannot be resumed from.
     pub fn new(snapshot: SnapshotRef, reason: &str) -> Self {
@@ -74,10 +81,10 @@ impl Board {
             let report = holding.report.borrow().clone();
             v1::AttemptReport {
                 handle: Some(holding.handle.clone().into()),
+                refused_snapshots: report.refused_snapshots(),
                 progress: Some(report.progress.into()),
                 determinism_class: report.class.map(Into::into),
                 resumed_step: report.resumed_step,
-                refused_snapshots: report.refused.into_iter().map(Into::into).collect(),
             }
         });
         v1::SyncRequest {

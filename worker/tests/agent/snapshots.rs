@@ -212,6 +212,25 @@ fn a_snapshot_that_is_gone_damaged_or_refused_is_passed_over() {
 }
 
 #[test]
+fn an_attempt_that_is_given_back_says_what_it_went_on_from() {
+    let coordinator = Coordinator::start();
+    coordinator.offer(0, b"images");
+    coordinator.resume_from(9, b"bad");
+    coordinator.resume_from(7, b"older");
+    let mut worker = Worker::start(&coordinator, "resume", &["--slots", "1"]);
+    worker.says("from step 7");
+    worker.signal("TERM");
+    assert_eq!(worker.ended().code(), Some(0));
+    coordinator.note(|notes| {
+        let failure = &notes.failures[0];
+        assert_eq!((failure.kind(), failure.resumed_step), (FailureKind::Drained, 7));
+        assert_eq!(failure.determinism_class.as_ref().unwrap().device_model, "fake");
+        let refused: Vec<_> = failure.refused_snapshots.iter().map(|one| one.snapshot.as_ref().unwrap().step).collect();
+        assert_eq!(refused, [9]);
+    });
+}
+
+#[test]
 fn without_a_snapshot_that_can_be_used_a_training_begins_anew() {
     let coordinator = Coordinator::start();
     coordinator.offer(0, b"images");

@@ -43,7 +43,9 @@ pub fn decide(state: &State, pulse: &Pulse, context: &mut Context<'_>, command: 
         Command::Poll(report) => sync::sync(draft, pulse, context, report, sync::Occasion::StillWaiting),
         Command::Commit { handle, result, resumption } => results::commit(draft, handle, result, resumption),
         Command::SaveSnapshot { handle, snapshot, class } => snapshots::save(draft, handle, *snapshot, class),
-        Command::Fail { handle, kind, message } => results::fail(draft, handle, *kind, message),
+        Command::Fail { handle, kind, message, class, resumption } => {
+            results::fail(draft, handle, *kind, message, class.as_ref(), resumption)
+        }
         Command::Submit { request, seed, continue_unfinished } => {
             runs::submit(draft, context, request, *seed, *continue_unfinished)
         }

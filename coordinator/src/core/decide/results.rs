@@ -1,7 +1,7 @@
 //! What attempts end in.
 
 use plurality_common::{
-    attempt::{FailureKind, Handle},
+    attempt::{DeterminismClass, FailureKind, Handle},
     id::AttemptId,
 };
 
@@ -58,11 +58,9 @@ fn take(draft: &mut Draft<'_>, attempt: &Attempt, result: &MemberResult, resumpt
         return rejected(&reason);
     }
     draft.note_trained(attempt);
-    // Whose snapshot it went on from is known by its class.
-    if resumption.step > 0 {
-        draft.classify(attempt, &result.class);
-    }
-    snapshots::take_in(draft, attempt, resumption);
+    // The result tells the class itself, but whose snapshot it went on from is known by it.
+    let class = Some(&result.class).filter(|_| resumption.step > 0);
+    snapshots::take_in(draft, attempt, class, resumption);
     let attempt = attempt.id.clone();
     draft.push(Event::ResultReceived { attempt, result: result.clone(), at: draft.at });
     Reply::Committed(CommitVerdict::Accepted)
@@ -79,12 +77,20 @@ fn repeated(attempt: &Attempt, result: &MemberResult) -> Reply {
 }
 
 /// A worker gives an attempt up.
-pub(super) fn fail(mut draft: Draft<'_>, handle: &Handle, kind: FailureKind, message: &str) -> Decision {
+pub(super) fn fail(
+    mut draft: Draft<'_>,
+    handle: &Handle,
+    kind: FailureKind,
+    message: &str,
+    class: Option<&DeterminismClass>,
+    resumption: &Resumption,
+) -> Decision {
     let state = draft.state;
     let attempt = state.authorise(handle).filter(|attempt| attempt.status.is_welcome());
     let Some(attempt) = attempt.filter(|attempt| why_closed(state, attempt).is_none()) else {
         return draft.reply(Reply::Done);
     };
+    snapshots::take_in(&mut draft, attempt, class, resumption);
     if kind == FailureKind::Drained {
         // Else it would be given the same member again at once.
         let worker = state.worker(&attempt.worker);

@@ -35,9 +35,17 @@ pub(super) fn save(mut draft: Draft<'_>, handle: &Handle, snapshot: SnapshotRef,
     draft.reply(Reply::Saved(verdict))
 }
 
-/// Takes in from which snapshot an attempt went on, and which it could not use.
-pub(super) fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, resumption: &Resumption) {
+/// Takes in what an attempt runs on, from which snapshot it went on, and which it could not use.
+pub(super) fn take_in(
+    draft: &mut Draft<'_>,
+    attempt: &Attempt,
+    class: Option<&DeterminismClass>,
+    resumption: &Resumption,
+) {
     let (id, at) = (&attempt.id, draft.at);
+    if let Some(class) = class {
+        draft.classify(attempt, class);
+    }
     let mut known: Vec<_> = attempt.refused.iter().map(|refused| refused.snapshot.blob).collect();
     for refused in &resumption.refused {
         let SnapshotRef { step, blob } = refused.snapshot;

@@ -108,10 +108,7 @@ fn take_in(draft: &mut Draft<'_>, attempt: &Attempt, report: &AttemptReport) {
     if report.progress.phase == Phase::Uploading && attempt.status != AttemptStatus::Uploading {
         draft.push(Event::AttemptUploading { attempt: id.clone(), at: draft.at });
     }
-    if let Some(class) = &report.class {
-        draft.classify(attempt, class);
-    }
-    snapshots::take_in(draft, attempt, &report.resumption);
+    snapshots::take_in(draft, attempt, report.class.as_ref(), &report.resumption);
     draft.beat(Beat::Attempt { attempt: id.clone(), progress: Some(report.progress.clone()) });
 }
 

@@ -161,7 +161,7 @@ impl Play {
             Action::RefuseSnapshot { worker, which } => self.refuse_snapshot(worker, which),
             Action::Fail { worker, which, kind, is_lost } => {
                 let Some(handle) = self.nth_held(worker, which) else { return };
-                self.say(Command::Fail { handle: handle.clone(), kind, message: "as the test demands".to_owned() });
+                self.give_up(worker, handle.clone(), kind, "as the test demands");
                 if !is_lost {
                     self.players[worker].held.remove(&handle.attempt_id);
                 }
@@ -280,9 +280,15 @@ impl Play {
         for instruction in instructions {
             let Instruction::Stop(Stop { attempt, reason: StopReason::RunPaused }) = instruction else { continue };
             if let (Some(handle), true) = (self.players[worker].held.get(attempt).cloned(), worker % WORKERS != 2) {
-                self.say(Command::Fail { handle, kind: FailureKind::Paused, message: String::new() });
+                self.give_up(worker, handle, FailureKind::Paused, "");
             }
         }
+    }
+
+    fn give_up(&mut self, worker: usize, handle: Handle, kind: FailureKind, message: &str) {
+        let resumption = self.players[worker].resumption(&handle.attempt_id);
+        let class = class_of_worker(worker);
+        self.say(Command::Fail { handle, kind, message: message.to_owned(), class, resumption });
     }
 
     fn commit(&mut self, worker: usize, which: usize, is_lost: bool, checkpoint: &str) {
@@ -332,7 +338,8 @@ impl Play {
         let command = if is_commit {
             Command::Commit { handle, result: result("forged"), resumption: Resumption::default() }
         } else {
-            Command::Fail { handle, kind: FailureKind::Internal, message: String::new() }
+            let (kind, resumption) = (FailureKind::Internal, Resumption::default());
+            Command::Fail { handle, kind, message: String::new(), class: None, resumption }
         };
         let decision = self.stage.step(&command);
         assert_eq!(decision.events, [], "nothing happens without the token");

@@ -65,6 +65,7 @@ scripts! {
     a_member_that_no_worker_can_train_says_so,
     a_false_alarm_loses_no_training,
     training_that_nobody_goes_on_from_is_lost,
+    what_is_given_back_between_two_reports_says_what_it_went_on_from,
     what_is_trained_between_two_reports_says_what_it_went_on_from,
     an_ended_run_says_what_it_lost,
     a_run_with_a_quorum_goes_on_without_a_failed_member,
@@ -260,8 +261,14 @@ impl Player {
             }
             "fail" => {
                 let kind: FailureKind = serde_json::from_value(Value::String(arguments[1].to_owned())).unwrap();
-                let message = arguments.last().copied().filter(|_| arguments.len() > 2 && !flag("forged"));
-                Command::Fail { handle: spoken_for(), kind, message: message.unwrap_or_default().to_owned() }
+                let message = arguments[2..].iter().find(|word| **word != "forged" && !word.contains('='));
+                Command::Fail {
+                    handle: spoken_for(),
+                    kind,
+                    message: message.copied().unwrap_or_default().to_owned(),
+                    class: named("class").map(class_of),
+                    resumption: resumption(),
+                }
             }
             "accept" => Command::Verified {
                 attempt: self.attempt(arguments[0]),
