@@ -23,7 +23,7 @@ use tokio::{
 use tracing::{debug, error, info};
 
 use crate::{
-    core::{Broken, Command, Concern, Context, Event, Moment, Refusal, Reply, Timing, WallTime, World},
+    core::{Broken, Command, Concern, Context, Event, Headline, Moment, Refusal, Reply, Timing, WallTime, World},
     store::{self, EventStore, StoreError},
 };
 
@@ -193,6 +193,7 @@ impl<S: EventStore> Driver<S> {
             store::pass(Point::EventsDecided, &events);
             self.store.append(&events).await?;
             store::pass(Point::EventsStored, &events);
+            events.iter().for_each(|event| self.log(event));
         }
         (self.environment.inspect)(&self.world, &events);
         self.answer(answers);
@@ -209,9 +210,6 @@ impl<S: EventStore> Driver<S> {
             fresh: &mut *self.environment.fresh,
         };
         let decision = self.world.step(&mut context, command);
-        for event in &decision.events {
-            debug!(?event, "happened");
-        }
         events.extend(decision.events);
         decision.reply
     }
@@ -224,6 +222,15 @@ impl<S: EventStore> Driver<S> {
                 Answer::Command(caller, reply) => drop(caller.send(reply)),
                 Answer::Question(question) => question(&self.world, self.now()),
             }
+        }
+    }
+
+    /// Tells the log of what happened: people what they want to see go by, those who look closely everything.
+    fn log(&self, event: &Event) {
+        debug!(?event, "happened");
+        if let Some(Headline { run, member, worker, text }) = self.world.state.headline(event) {
+            let (run, member) = (run.map(tracing::field::display), member.map(tracing::field::display));
+            info!(run, member, worker, "{text}");
         }
     }
 

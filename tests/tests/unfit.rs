@@ -147,7 +147,7 @@ async fn a_worker_that_spoils_all_that_it_gets_is_quarantined_and_another_finish
     })
     .await;
     assert_eq!(quarantined.name, "spoiler", "{quarantined:?}");
-    let reason = "failed 3 members within 15m, the last: spoiler: trainer crashed: this machine spoils what it gets";
+    let reason = "failed 3 members within 15m, the last: trainer crashed: this machine spoils what it gets";
     assert_eq!(quarantined.quarantine, reason);
     let shown = shown(&cluster, "workers").await;
     let row = shown.lines().find(|line| line.contains(" spoiler "));

@@ -15,6 +15,7 @@ pub mod command;
 mod concern;
 mod decide;
 pub mod event;
+mod headline;
 mod invariants;
 mod loss;
 mod pulse;
@@ -40,6 +41,7 @@ pub use event::{
     EVENTS_FORMAT, Event, MemberResult, OLDER_EVENTS_FORMATS, RecipeText, RunOutcome, RunRequest, Verification,
     WorkerEnd, WorkerProfile,
 };
+pub use headline::Headline;
 pub use invariants::Broken;
 pub use loss::{Loss, Trained};
 pub use pulse::{Beat, Pulse};

@@ -12,11 +12,11 @@ use super::{
     decide::{free_slots, has_room, is_available, is_excluded, suits},
     event::RunOutcome,
     loss::Loss,
-    state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
+    state::{Attempt, Member, MemberStatus, Run, Worker},
     time::Moment,
     view::{
         AttemptView, HeldAttemptView, MemberView, PendingVerification, RunPage, RunView, Waiting, WorkerStatus,
-        WorkerView, describe_failed, describe_failure, describe_refused,
+        WorkerView, describe_failed, describe_refusal, describe_refused,
     },
     world::World,
 };
@@ -153,7 +153,7 @@ impl World {
             resumed_step: attempt.resumed_step,
             snapshot_step: attempt.snapshots.last().map(|snapshot| snapshot.step),
             loss,
-            notes: attempt.refused.iter().map(describe_refused).collect(),
+            notes: attempt.refused.iter().map(describe_refused).chain(describe_refusal(&attempt.status)).collect(),
             result: attempt.result.clone(),
             offered_at: attempt.offered_at,
             started_at: attempt.started_at,
@@ -266,10 +266,7 @@ impl World {
         let excluding = self.state.attempts_of(member).filter(|attempt| excludes_worker(&attempt.status));
         let reasons = excluding.filter_map(|attempt| {
             let name = &self.state.worker(&attempt.worker).profile.name;
-            match &attempt.status {
-                AttemptStatus::Failed { kind, message } => Some(describe_failure(name, *kind, message)),
-                _ => None,
-            }
+            Some(format!("{name}: {}", describe_refusal(&attempt.status)?))
         });
         reasons.collect()
     }

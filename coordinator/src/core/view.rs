@@ -130,7 +130,7 @@ pub struct AttemptView {
     pub snapshot_step: Option<u64>,
     /// Its training that nobody benefits from.
     pub loss: Loss,
-    /// Snapshots that it could not go on from, one sentence each.
+    /// What went wrong, one sentence each: with the snapshots that it was to go on from, and why it ended without a result.
     pub notes: Vec<String>,
     /// What it handed over.
     pub result: Option<MemberResult>,
@@ -271,13 +271,20 @@ impl MemberView {
 impl AttemptView {
     /// Returns why it ended without a result, for people.
     pub fn failure(&self) -> Option<String> {
-        let worker = &self.worker_name;
-        match &self.status {
-            AttemptStatus::Failed { kind, message } => Some(describe_failure(worker, *kind, message)),
-            AttemptStatus::Rejected { reason } => Some(format!("{worker}: result rejected: {reason}")),
-            AttemptStatus::Lost => Some(format!("{worker}: worker lost")),
-            _ => None,
-        }
+        let reason = match &self.status {
+            AttemptStatus::Lost => "worker lost".to_owned(),
+            status => describe_refusal(status)?,
+        };
+        Some(format!("{}: {reason}", self.worker_name))
+    }
+}
+
+/// Says why an attempt failed or its result was refused, for people; nothing of one that did not come to that.
+pub(super) fn describe_refusal(status: &AttemptStatus) -> Option<String> {
+    match status {
+        AttemptStatus::Failed { kind, message } => Some(describe_failure(*kind, message)),
+        AttemptStatus::Rejected { reason } => Some(format!("result rejected: {reason}")),
+        _ => None,
     }
 }
 
@@ -294,8 +301,8 @@ pub(super) fn describe_failed(request: &RunRequest, members: &[MemberView]) -> S
     }
 }
 
-/// Says for people why an attempt failed on a worker.
-pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &str) -> String {
+/// Says for people why an attempt failed.
+pub(super) fn describe_failure(kind: FailureKind, message: &str) -> String {
     let kind = match kind {
         FailureKind::Numeric => "loss or weights became infinite or not a number",
         FailureKind::OutOfMemory => "too little memory",
@@ -307,7 +314,7 @@ pub(super) fn describe_failure(worker_name: &str, kind: FailureKind, message: &s
         FailureKind::Drained | FailureKind::Paused => "gave the attempt back",
         FailureKind::Stalled => "took no step for too long",
     };
-    if message.is_empty() { format!("{worker_name}: {kind}") } else { format!("{worker_name}: {kind}: {message}") }
+    if message.is_empty() { kind.to_owned() } else { format!("{kind}: {message}") }
 }
 
 /// Says for people which snapshot an attempt could not go on from.

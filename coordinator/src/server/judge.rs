@@ -124,12 +124,7 @@ impl<C: Check> Judge<C> {
             let (run, member) = (pending.run.clone(), pending.member);
             let attempt = pending.attempt.clone();
             match self.judge(pending).await {
-                Ok(outcome) => {
-                    if let VerificationOutcome::Rejected { reason } = &outcome {
-                        tracing::warn!(%run, %member, "result rejected: {reason}");
-                    }
-                    self.driver.verified(attempt, outcome).await?;
-                }
+                Ok(outcome) => self.driver.verified(attempt, outcome).await?,
                 Err(error) => {
                     tracing::error!(%run, %member, "result cannot be checked now: {}", chain(&error));
                     postponed.0.insert(attempt, Instant::now() + RETRY);

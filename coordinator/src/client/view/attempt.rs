@@ -80,7 +80,7 @@ pub struct Attempt {
     pub lost_steps: u64,
     /// Whether it was begun because another attempt of the member was slow.
     pub is_spare: bool,
-    /// Snapshots that it could not go on from, one sentence each.
+    /// What went wrong, one sentence each: with snapshots that it was to go on from, and why it ended without a result.
     pub notes: Vec<String>,
 }
 

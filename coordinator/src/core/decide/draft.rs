@@ -15,7 +15,7 @@ use super::{
         pulse::Pulse,
         state::{Attempt, AttemptStatus, Member, MemberStatus, Run, Worker},
         time::{Moment, Timing},
-        view::describe_failure,
+        view::describe_refusal,
     },
     Beat, Context, Decision, Event, Refusal, Reply, State, WallTime,
 };
@@ -132,11 +132,7 @@ impl<'a> Draft<'a> {
         let is_free = worker.end.is_none() && worker.quarantine.is_none();
         let failed = self.pulse.recent_strikes(attempt, self.now, &self.timing) + 1;
         if is_free && is_strike(status) && failed >= QUARANTINE_MEMBERS {
-            let last = match status {
-                AttemptStatus::Failed { kind, message } => describe_failure(&worker.profile.name, *kind, message),
-                AttemptStatus::Rejected { reason } => format!("result rejected: {reason}"),
-                _ => unreachable!("only a failure or a refused result counts"),
-            };
+            let last = describe_refusal(status).expect("only a failure or a refused result counts");
             let reason = format!("failed {failed} members within {}, the last: {last}", Span(self.timing.quarantine));
             self.push(Event::WorkerQuarantined { worker: worker.id.clone(), reason, at: self.at });
         }

@@ -36,8 +36,8 @@ use serde_json::Value;
 
 use super::{
     super::{
-        CommitVerdict, DiscardedSnapshots, Instruction, Loss, Refusal, RefusedSnapshot, Reply, Resumption, RunOutcome,
-        RunRequest, SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
+        CommitVerdict, DiscardedSnapshots, Headline, Instruction, Loss, Refusal, RefusedSnapshot, Reply, Resumption,
+        RunOutcome, RunRequest, SnapshotVerdict, StopReason, SyncReport, VerificationOutcome,
     },
     AttemptReport, Command, Event, Stage, class, class_of, registration, report, request, result, snapshot,
     verification,
@@ -65,6 +65,7 @@ scripts! {
     a_member_that_no_worker_can_train_says_so,
     a_false_alarm_loses_no_training,
     training_that_nobody_goes_on_from_is_lost,
+    what_people_see_go_by,
     what_is_given_back_between_two_reports_says_what_it_went_on_from,
     what_is_trained_between_two_reports_says_what_it_went_on_from,
     an_ended_run_says_what_it_lost,
@@ -168,6 +169,7 @@ impl Player {
             }
             "show" => self.show(&self.run(arguments[0])),
             "workers" => self.show_workers(),
+            "headlines" => self.show_headlines(),
             "discarded" => {
                 let DiscardedSnapshots { blobs, .. } = self.stage.world.state.discarded_snapshots(0, usize::MAX);
                 blobs.iter().map(|digest| self.name_of_snapshot(*digest)).collect()
@@ -424,6 +426,20 @@ impl Player {
             }
         }
         lines.iter().map(|line| self.rename(line)).collect()
+    }
+
+    /// Prints what people see go by of all that happened.
+    fn show_headlines(&self) -> Vec<String> {
+        let state = &self.stage.world.state;
+        let headlines = self.stage.log.iter().filter_map(|event| state.headline(event));
+        let lines = headlines.map(|Headline { run, member, worker, text }| {
+            let run = run.map(ToString::to_string);
+            let member = member.map(|member| format!("member {member}"));
+            let worker = worker.map(ToOwned::to_owned);
+            let about: Vec<String> = [run, member, worker].into_iter().flatten().collect();
+            self.rename(&format!("{}: {text}", about.join(", ")))
+        });
+        lines.collect()
     }
 
     fn show_workers(&self) -> Vec<String> {
