@@ -23,7 +23,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0"];
+const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 
 /// Passes of a member: seconds, while a test strikes within a tenth of a second after it saw the trainer.
 const LONG: u32 = 250;

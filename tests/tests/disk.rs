@@ -31,7 +31,7 @@ async fn a_low_disk_refuses_uploads_and_the_run_goes_on_when_there_is_room_again
         cluster.coordinator.output().contains(low).then_some(())
     })
     .await;
-    let worker = cluster.worker_with("patient", &["--snapshot-interval", "0"]);
+    let worker = cluster.worker_with("patient", &["--snapshot-interval", "0s"]);
     let run = cluster.submit(&json(&recipes::small(5)), 2, 1).await;
     let (server, log) = (cluster.address.to_string(), cluster.folder.path().join("watch.log"));
     let watch = Process::start("coordinator", &["watch", &run, "--server", &server], &log);

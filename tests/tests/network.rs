@@ -28,7 +28,7 @@ const WIDER: u32 = 1400;
 /// An outage that outlasts the lease, but not what people wait for.
 const OUTAGE: Duration = Duration::from_secs(40);
 /// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0"];
+const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 
 /// A run that is trained across a line.
 struct Scene<'a> {

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 /// What a numeric failure is called.
 const DIVERGED: &str = "w: loss or weights became infinite or not a number: ";
 /// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0"];
+const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 /// What the coordinator measures a rate from at least, in seconds of training.
 const MEASURED_SECONDS: f64 = 20.0;
 /// How long a slowed process runs at a time.

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use plurality_common::span::Span;
 
 use crate::{
-    config::{Device, Name, SNAPSHOT_INTERVAL_SECONDS_MAX, ServerAddress, SlotCount},
+    config::{Device, Name, ServerAddress, SlotCount},
     logging::LogFormat,
 };
 
@@ -74,10 +74,10 @@ pub struct Arguments {
     /// coordinator says, 1h].
     #[arg(long, value_name = "TIME", env = "PLURALITY_ORPHAN_TIMEOUT")]
     pub orphan_timeout: Option<Span>,
-    /// Least seconds between two snapshots of a training; another attempt goes on from the newest. 0: as often as the
-    /// trainer can [default: 60].
-    #[arg(long, value_name = "SECONDS", env = "PLURALITY_SNAPSHOT_INTERVAL", value_parser = clap::value_parser!(u32).range(0..=i64::from(SNAPSHOT_INTERVAL_SECONDS_MAX)))]
-    pub snapshot_interval: Option<u32>,
+    /// Least time between two snapshots of a training; another attempt goes on from the newest. 0s: as often as the trainer
+    /// can [default: 1m].
+    #[arg(long, value_name = "TIME", env = "PLURALITY_SNAPSHOT_INTERVAL")]
+    pub snapshot_interval: Option<Span>,
     /// How long leaving may take when a signal or the coordinator asks for it: the trainings write a last snapshot, which is
     /// handed over, and are given back [default: 25s].
     #[arg(long, value_name = "TIME", env = "PLURALITY_DRAIN_TIMEOUT")]

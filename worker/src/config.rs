@@ -19,8 +19,6 @@ use crate::{cli::Arguments, logging::LogFormat};
 
 /// Longest name of a worker, in characters: it stands in tables.
 const NAME_CHARS_MAX: usize = 64;
-/// Longest time between two snapshots, in seconds: a day, beyond which no training of this project goes.
-pub const SNAPSHOT_INTERVAL_SECONDS_MAX: u32 = 86_400;
 /// Largest configuration file read; a real one has ten lines.
 const CONFIG_BYTES_MAX: u64 = 64 * 1024;
 
@@ -123,7 +121,7 @@ struct File {
     name: Option<Name>,
     cache: Option<PathBuf>,
     orphan_timeout: Option<Span>,
-    snapshot_interval: Option<Interval>,
+    snapshot_interval: Option<Span>,
     drain_timeout: Option<Span>,
     stall_timeout: Option<Span>,
     log_format: Option<LogFormat>,
@@ -155,8 +153,8 @@ impl Settings {
             orphan_timeout: arguments.orphan_timeout.or(file.orphan_timeout).map(|span| span.0),
             snapshot_interval: arguments
                 .snapshot_interval
-                .or(file.snapshot_interval.map(|interval| interval.0))
-                .map_or(SNAPSHOT_INTERVAL, |seconds| Duration::from_secs(seconds.into())),
+                .or(file.snapshot_interval)
+                .map_or(SNAPSHOT_INTERVAL, |span| span.0),
             drain_timeout: arguments.drain_timeout.or(file.drain_timeout).map_or(DRAIN_TIMEOUT, |span| span.0),
             stall_timeout: arguments.stall_timeout.or(file.stall_timeout).map_or(STALL_TIMEOUT, |span| span.0),
             log_format: arguments.log_format.or(file.log_format).unwrap_or_default(),
@@ -297,19 +295,6 @@ impl<'de> Deserialize<'de> for Threads {
     }
 }
 
-/// Seconds between two snapshots in a configuration file.
-#[derive(Clone, Copy, Debug)]
-struct Interval(u32);
-
-impl<'de> Deserialize<'de> for Interval {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u32::deserialize(deserializer)? {
-            seconds @ 0..=SNAPSHOT_INTERVAL_SECONDS_MAX => Ok(Self(seconds)),
-            other => Err(de::Error::custom(ValueError::new("seconds from 0 to 86400", &other.to_string()))),
-        }
-    }
-}
-
 /// What is to train, as asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Device {
@@ -411,7 +396,7 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
-        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = 5\ndrain-timeout = '10s'";
+        let file = "connect = 'host:1'\nslots = 3\nthreads-per-slot = 2\ndevice = 'cuda:1'\norphan-timeout = '2m'\nsnapshot-interval = '5s'\ndrain-timeout = '10s'";
         let settings = gather(file, &["--connect", "other:2", "--device", "cpu"]).unwrap();
         assert_eq!(settings.connect, Connect::To("other:2".parse().unwrap()));
         assert_eq!(settings.device, Device::Exactly(ResolvedDevice::Cpu));
@@ -421,7 +406,7 @@ mod tests {
         assert_eq!(settings.snapshot_interval, Duration::from_secs(5));
         assert_eq!(settings.drain_timeout, Duration::from_secs(10));
         assert_eq!(settings.log_format, LogFormat::Text);
-        let settings = gather(file, &["--snapshot-interval", "0"]).unwrap();
+        let settings = gather(file, &["--snapshot-interval", "0s"]).unwrap();
         assert_eq!(settings.snapshot_interval, Duration::ZERO);
         let settings = gather("connect = 'host:1'", &[]).unwrap();
         assert_eq!(settings.snapshot_interval, SNAPSHOT_INTERVAL);
@@ -438,8 +423,8 @@ mod tests {
             ("threads-per-slot = 0", vec!["1 to 1024"]),
             ("device = 'tpu'", vec!["auto, cpu, cuda or cuda:N", "tpu"]),
             ("orphan-timeout = '1d'", vec!["s, m or h", "1d"]),
-            ("snapshot-interval = 86401", vec!["seconds from 0 to 86400", "86401"]),
-            ("snapshot-interval = -1", vec!["-1", "u32"]),
+            ("snapshot-interval = 60", vec!["60", "a time such as \"90s\"", "line 1"]),
+            ("snapshot-interval = '-1s'", vec!["s, m or h", "-1s"]),
             ("name = ''", vec!["1 to 64"]),
         ] {
             let text = chain(&gather(file, &[]).unwrap_err());
