@@ -56,9 +56,9 @@ pub enum ClientError {
     /// The coordinator answered with something this program does not understand.
     #[error("answer of the coordinator is not understood; are both of one version?")]
     Answer(#[from] WireError),
-    /// The connection broke.
-    #[error("connection to the coordinator broke")]
-    Broken(#[source] Box<Status>),
+    /// The connection broke, or the coordinator takes no calls at the moment.
+    #[error("no answer from the coordinator: {}", .0.message())]
+    Broken(Box<Status>),
     /// A downloaded file is not what its name says.
     #[error("downloaded file differs from {}: expected {} bytes, found {found_bytes} bytes of other content", .blob.sha256.short(), .blob.size_bytes)]
     Content {
