@@ -153,6 +153,8 @@ async fn a_worker_that_spoils_all_that_it_gets_is_quarantined_and_another_finish
     let row = shown.lines().find(|line| line.contains(" spoiler "));
     assert!(row.is_some_and(|row| row.contains(" quarantined ")), "{shown}");
     assert!(shown.contains(&format!("spoiler is in quarantine: it {reason}")), "{shown}");
+    let said = cluster.coordinator.output();
+    assert!(said.contains(&format!("worker in quarantine: it {reason}")), "{said}");
 
     let run = cluster.completed(&run).await;
     assert!(run.members.iter().all(|member| member.worker_name == "sound"), "{run:?}");

@@ -28,58 +28,59 @@ impl State {
     pub fn headline<'a>(&'a self, event: &'a Event) -> Option<Headline<'a>> {
         let headline = match event {
             Event::RunSubmitted { run, request, seed, .. } => {
-                let text = format!("begun: {} members, recipe {}, seed {seed}", request.size, request.recipe.name);
+                let text =
+                    format!("run begun: recipe {}, ensemble of {}, seed {seed}", request.recipe.name, request.size);
                 about_run(run, text)
             }
-            Event::RunPaused { run, .. } => about_run(run, "paused"),
-            Event::RunResumed { run, .. } => about_run(run, "resumed"),
+            Event::RunPaused { run, .. } => about_run(run, "run paused"),
+            Event::RunResumed { run, .. } => about_run(run, "run resumed"),
             Event::RunFinished { run, outcome, .. } => match outcome {
-                RunOutcome::Completed {} => about_run(run, "completed"),
-                RunOutcome::Failed { .. } => about_run(run, "failed"),
-                RunOutcome::Cancelled { reason } => about_run(run, format!("cancelled: {reason}")),
+                RunOutcome::Completed {} => about_run(run, "run completed"),
+                RunOutcome::Failed { .. } => about_run(run, "run failed"),
+                RunOutcome::Cancelled { reason } => about_run(run, format!("run cancelled: {reason}")),
             },
             Event::MemberFailed { run, member, .. } => {
                 let member = Some(self.run(run).request.number_of(*member));
-                Headline { member, ..about_run(run, "failed for good") }
+                Headline { member, ..about_run(run, "member failed for good") }
             }
-            Event::AttemptOffered { attempt, is_spare: false, .. } => self.about_attempt(attempt, "given out"),
+            Event::AttemptOffered { attempt, is_spare: false, .. } => self.about_attempt(attempt, "member given out"),
             Event::AttemptOffered { attempt, is_spare: true, .. } => {
-                self.about_attempt(attempt, "given out as a spare")
+                self.about_attempt(attempt, "member given out as a spare")
             }
             Event::AttemptResumed { attempt, step, .. } => {
-                self.about_attempt(attempt, format!("goes on from the snapshot of step {step}"))
+                self.about_attempt(attempt, format!("training goes on from the snapshot of step {step}"))
             }
             Event::SnapshotRefused { attempt, step, reason, .. } => {
-                self.about_attempt(attempt, format!("cannot use the snapshot of step {step}: {reason}"))
+                self.about_attempt(attempt, format!("snapshot of step {step} cannot be used: {reason}"))
             }
             Event::AttemptSuspected { attempt, .. } => {
-                self.about_attempt(attempt, "silent for longer than a lease: may be given out again")
+                self.about_attempt(attempt, "attempt silent for longer than a lease: its member may be given out again")
             }
-            Event::AttemptReturned { attempt, .. } => self.about_attempt(attempt, "heard of again"),
-            Event::AttemptLost { attempt, .. } => self.about_attempt(attempt, "lost"),
+            Event::AttemptReturned { attempt, .. } => self.about_attempt(attempt, "attempt heard of again"),
+            Event::AttemptLost { attempt, .. } => self.about_attempt(attempt, "attempt lost"),
             Event::AttemptFailed { attempt, kind, message, .. } => {
-                self.about_attempt(attempt, format!("failed: {}", describe_failure(*kind, message)))
+                self.about_attempt(attempt, format!("attempt failed: {}", describe_failure(*kind, message)))
             }
-            Event::AttemptDrained { attempt, .. } => self.about_attempt(attempt, "given back"),
+            Event::AttemptDrained { attempt, .. } => self.about_attempt(attempt, "attempt given back"),
             Event::ResultRejected { attempt, reason, .. } => {
                 self.about_attempt(attempt, format!("result rejected: {reason}"))
             }
             Event::MemberCommitted { attempt, verification, .. } => {
                 let (correct, total) = (verification.test_correct, verification.test_total);
-                self.about_attempt(attempt, format!("committed: {correct} of {total} test images right"))
+                self.about_attempt(attempt, format!("member committed: {correct} of {total} test images right"))
             }
             Event::WorkerDraining { worker, finish, .. } => {
-                self.about_worker(worker, if *finish { "leaves once it has finished" } else { "leaves" })
+                self.about_worker(worker, if *finish { "worker leaves once it has finished" } else { "worker leaves" })
             }
             Event::WorkerQuarantined { worker, reason, .. } => {
-                self.about_worker(worker, format!("in quarantine: it {reason}"))
+                self.about_worker(worker, format!("worker in quarantine: it {reason}"))
             }
-            Event::WorkerReleased { worker, .. } => self.about_worker(worker, "quarantine is over"),
+            Event::WorkerReleased { worker, .. } => self.about_worker(worker, "quarantine of the worker is over"),
             Event::WorkerClosed { worker, cause, .. } => {
                 let text = match cause {
-                    WorkerEnd::Left => "has left",
-                    WorkerEnd::Crashed => "its process ended",
-                    WorkerEnd::Silent => "gone: silent for too long",
+                    WorkerEnd::Left => "worker has left",
+                    WorkerEnd::Crashed => "process of the worker ended",
+                    WorkerEnd::Silent => "worker gone: silent for too long",
                 };
                 self.about_worker(worker, text)
             }
