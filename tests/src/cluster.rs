@@ -436,7 +436,7 @@ fn launch(
     arguments.extend(further.iter().map(String::as_str));
     let log = folder.join(format!("coordinator-{start}.log"));
     // The interval is for local workers: snapshots as often as the trainer can.
-    let often = ("PLURALITY_SNAPSHOT_INTERVAL", OsStr::new("0"));
+    let often = ("PLURALITY_SNAPSHOT_INTERVAL", OsStr::new("0s"));
     let environment = strike.map(|strike| [(FILE_VARIABLE, strike.as_os_str()), often]);
     Process::start_where("coordinator", &arguments, &log, environment.as_ref().map_or(&[], |both| both))
 }
