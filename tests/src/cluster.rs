@@ -27,6 +27,10 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// The signal that nobody can refuse.
 const KILLED: i32 = 9;
+/// The interval of snapshots that are written as often as the trainer can.
+const NO_INTERVAL: &str = "0s";
+/// Flags of a worker whose trainer writes snapshots as often as it can.
+pub const OFTEN: &[&str] = &["--snapshot-interval", NO_INTERVAL];
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -436,7 +440,7 @@ fn launch(
     arguments.extend(further.iter().map(String::as_str));
     let log = folder.join(format!("coordinator-{start}.log"));
     // The interval is for local workers: snapshots as often as the trainer can.
-    let often = ("PLURALITY_SNAPSHOT_INTERVAL", OsStr::new("0s"));
+    let often = ("PLURALITY_SNAPSHOT_INTERVAL", OsStr::new(NO_INTERVAL));
     let environment = strike.map(|strike| [(FILE_VARIABLE, strike.as_os_str()), often]);
     Process::start_where("coordinator", &arguments, &log, environment.as_ref().map_or(&[], |both| both))
 }

@@ -28,8 +28,6 @@ use crate::{
 pub const MEMBERS: u32 = 2;
 /// Its seed.
 pub const SEED: u64 = 5;
-/// Snapshots as often as the trainer can.
-pub const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 /// Hidden units of [`recipe`]: its checkpoint takes two chunks, each of its snapshots three.
 const OUTPUTS: u32 = 180;
 /// Passes of [`recipe`].

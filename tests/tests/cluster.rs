@@ -16,14 +16,11 @@ use plurality_common::{
 };
 use plurality_proto::v1::{self, MemberStatus, PauseRequest, ResumeRequest};
 use plurality_tests::{
-    cluster::{Cluster, Process, Stopped, children_of, count, is_running, send_signal, wait_for},
+    cluster::{Cluster, OFTEN, Process, Stopped, children_of, count, is_running, send_signal, wait_for},
     recipes,
 };
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 
 /// Passes of a member: seconds, while a test strikes within a tenth of a second after it saw the trainer.
 const LONG: u32 = 250;

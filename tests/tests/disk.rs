@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use plurality_common::recipe::{Recipe, builtin};
 use plurality_proto::v1::{ListRequest, MemberStatus, SubmitRequest};
 use plurality_tests::{
-    cluster::{Cluster, Process, count, wait_for},
+    cluster::{Cluster, OFTEN, Process, count, wait_for},
     recipes,
     small_disk::SmallDisk,
 };
@@ -31,7 +31,7 @@ async fn a_low_disk_refuses_uploads_and_the_run_goes_on_when_there_is_room_again
         cluster.coordinator.output().contains(low).then_some(())
     })
     .await;
-    let worker = cluster.worker_with("patient", &["--snapshot-interval", "0s"]);
+    let worker = cluster.worker_with("patient", OFTEN);
     let run = cluster.submit(&json(&recipes::small(5)), 2, 1).await;
     let (server, log) = (cluster.address.to_string(), cluster.folder.path().join("watch.log"));
     let watch = Process::start("coordinator", &["watch", &run, "--server", &server], &log);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use plurality_common::{limits::LEASE, recipe::Recipe};
 use plurality_proto::v1::{self, AttemptStatus, RunStatus};
 use plurality_tests::{
-    cluster::{Cluster, Process, wait_for},
+    cluster::{Cluster, OFTEN, Process, wait_for},
     line::{Line, Quality},
     network::{NEAR, Network, connections},
     recipes,
@@ -27,8 +27,6 @@ const NARROW: u32 = 64;
 const WIDER: u32 = 1400;
 /// An outage that outlasts the lease, but not what people wait for.
 const OUTAGE: Duration = Duration::from_secs(40);
-/// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 
 /// A run that is trained across a line.
 struct Scene<'a> {

@@ -18,7 +18,7 @@ use std::{
 
 use plurality_proto::v1::{self, AttemptStatus, RunStatus};
 use plurality_tests::{
-    cluster::{Cluster, Process, binary, wait_for},
+    cluster::{Cluster, OFTEN, Process, binary, wait_for},
     recipes,
 };
 use serde_json::Value;
@@ -26,8 +26,6 @@ use tempfile::TempDir;
 
 /// What a numeric failure is called.
 const DIVERGED: &str = "w: loss or weights became infinite or not a number: ";
-/// As often as the trainer can.
-const OFTEN: &[&str] = &["--snapshot-interval", "0s"];
 /// What the coordinator measures a rate from at least, in seconds of training.
 const MEASURED_SECONDS: f64 = 20.0;
 /// How long a slowed process runs at a time.

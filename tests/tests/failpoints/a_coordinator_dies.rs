@@ -5,10 +5,10 @@ use std::{fs, path::Path};
 use plurality_common::recipe::Recipe;
 use plurality_proto::v1::{self, AttemptStatus, MemberStatus, RunStatus};
 use plurality_tests::{
-    cluster::{Stopped, children_of, count, send_signal},
+    cluster::{OFTEN, Stopped, children_of, count, send_signal},
     recipes,
     strikes::{
-        OFTEN, Struck, busy_worker, check_nothing_charged, check_nothing_lost, hear_of_resumed, long_recipe, recipe,
+        Struck, busy_worker, check_nothing_charged, check_nothing_lost, hear_of_resumed, long_recipe, recipe,
         run_until, submit, submit_and_rest, submit_one, submit_with_quorum, undisturbed,
     },
 };
