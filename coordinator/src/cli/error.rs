@@ -130,7 +130,7 @@ pub enum CliError {
     #[error(transparent)]
     Maintenance(#[from] MaintenanceError),
     /// A state folder is not as it should be; what is wrong was printed.
-    #[error("{damages} files in state folder {folder} are damaged or missing")]
+    #[error("state folder {folder} is not whole, files damaged or missing: {damages}")]
     Damaged {
         /// How many.
         damages: usize,

@@ -7,7 +7,7 @@ use plurality_common::id::{AttemptId, MemberIndex, RunId, WorkerId};
 use super::{
     event::{Event, RunOutcome, WorkerEnd},
     state::State,
-    view::describe_failure,
+    view::{describe_failure, describe_rejection},
 };
 
 /// An event in words, for people. Programs read events.
@@ -62,9 +62,7 @@ impl State {
                 self.about_attempt(attempt, format!("attempt failed: {}", describe_failure(*kind, message)))
             }
             Event::AttemptDrained { attempt, .. } => self.about_attempt(attempt, "attempt given back"),
-            Event::ResultRejected { attempt, reason, .. } => {
-                self.about_attempt(attempt, format!("result rejected: {reason}"))
-            }
+            Event::ResultRejected { attempt, reason, .. } => self.about_attempt(attempt, describe_rejection(reason)),
             Event::MemberCommitted { attempt, verification, .. } => {
                 let (correct, total) = (verification.test_correct, verification.test_total);
                 self.about_attempt(attempt, format!("member committed: {correct} of {total} test images right"))

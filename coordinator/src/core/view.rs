@@ -283,9 +283,14 @@ impl AttemptView {
 pub(super) fn describe_refusal(status: &AttemptStatus) -> Option<String> {
     match status {
         AttemptStatus::Failed { kind, message } => Some(describe_failure(*kind, message)),
-        AttemptStatus::Rejected { reason } => Some(format!("result rejected: {reason}")),
+        AttemptStatus::Rejected { reason } => Some(describe_rejection(reason)),
         _ => None,
     }
+}
+
+/// Says why a result was refused, for people.
+pub(super) fn describe_rejection(reason: &str) -> String {
+    format!("result rejected: {reason}")
 }
 
 /// Says for people which members of an ended run failed and why; nothing if none did.
