@@ -2,7 +2,7 @@
 //!
 //! Speaks `RunService` and `BlobService`; what it returns is in [`view`]. Nothing here decides or prints.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -57,7 +57,7 @@ pub enum ClientError {
     #[error("answer of the coordinator is not understood; are both of one version?")]
     Answer(#[from] WireError),
     /// The connection broke, or the coordinator takes no calls at the moment.
-    #[error("no answer from the coordinator: {}", .0.message())]
+    #[error("no answer from the coordinator: {}", breakage(.0))]
     Broken(Box<Status>),
     /// A downloaded file is not what its name says.
     #[error("downloaded file differs from {}: expected {} bytes, found {found_bytes} bytes of other content", .blob.sha256.short(), .blob.size_bytes)]
@@ -76,10 +76,27 @@ fn refusal(status: &Status) -> String {
     }
 }
 
+/// Whether a status was made on this side, of an error of the connection.
+fn is_of_connection(status: &Status) -> bool {
+    status.source().is_some()
+}
+
+fn breakage(status: &Status) -> String {
+    let message = status.message();
+    if is_of_connection(status) {
+        format!(
+            "the connection broke ({message}), the coordinator may be stopping or take no more connections: try again"
+        )
+    } else {
+        message.to_owned()
+    }
+}
+
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
         match status.code() {
             Code::Unavailable | Code::Unknown => Self::Broken(Box::new(status)),
+            _ if is_of_connection(&status) => Self::Broken(Box::new(status)),
             _ => Self::Refused(Box::new(status)),
         }
     }

@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
+    net::TcpListener,
     path::Path,
     process::{Child, ChildStdout, Command, Output, Stdio},
     sync::mpsc,
@@ -272,6 +273,15 @@ fn a_coordinator_that_is_not_there_is_named() {
     for command in ["list", "show", "watch", "report", "workers"] {
         check(&desk, &[command, "--server", "127.0.0.1:1"], 5, &["127.0.0.1:1", "coordinator serve"]);
     }
+}
+
+#[test]
+fn a_coordinator_that_closes_the_connection_is_said_to_have_done_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // As a coordinator does that holds as many connections as it takes. Ends with the test's process.
+    thread::spawn(move || listener.incoming().for_each(drop));
+    check(&Desk::new(), &["list", "--server", &address], 5, &["no answer", "the connection broke (", "try again"]);
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl CliError {
             Self::Config(_) | Self::LogFilter { .. } | Self::Failpoint(_) | Self::Recipe(_) | Self::Out { .. } => {
                 EXIT_USAGE
             }
-            Self::Client(ClientError::Unreachable { .. }) => EXIT_UNREACHABLE,
+            Self::Client(ClientError::Unreachable { .. } | ClientError::Broken(_)) => EXIT_UNREACHABLE,
             Self::Client(ClientError::Address { .. }) => EXIT_USAGE,
             Self::Client(ClientError::Refused(status)) if status.code() == tonic::Code::InvalidArgument => EXIT_USAGE,
             Self::Client(_) => EXIT_ERROR,
