@@ -45,7 +45,8 @@ class Coordinator:
         log = self.folder / f"coordinator-{self.lives}.log"
         command = [COORDINATOR, "serve", "--listen", self.address, "--state", self.state, "--data", self.folder / "dataset"]
         with log.open("w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "RUST_LOG": "warn"})
+            # It logs what it does unless it is told otherwise: that is part of the load.
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "RUST_LOG": "info"})
         self.lives += 1
         deadline = time.monotonic() + PATIENCE_S
         while True:
