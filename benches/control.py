@@ -139,7 +139,7 @@ def page(rows, arguments):
         "are idle, a heartbeat where they train. The time from submit to begin goes from the request to the moment at which a",
         "worker starts the training, for each. Workers and coordinator share the machine's cores with each other, and with all else",
         "that it had to do meanwhile, which the third column counts: latencies suffer from that. On a machine that is shared with others",
-        "CPU seconds were twice as many in one run as in another.",
+        "CPU seconds, too, differ from run to run.",
         "",
         f"The goals for {idle['workers']:,} idle workers: at most {CPU_GOAL_PERCENT} % of a core, reached **{idle['watch'].cpu_percent():.1f} %**; at most {MEMORY_GOAL_MB} MB,",
         f"reached **{idle['peak']:.0f} MB** at the peak.",

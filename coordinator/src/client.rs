@@ -94,10 +94,11 @@ fn breakage(status: &Status) -> String {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        match status.code() {
-            Code::Unavailable | Code::Unknown => Self::Broken(Box::new(status)),
-            _ if is_of_connection(&status) => Self::Broken(Box::new(status)),
-            _ => Self::Refused(Box::new(status)),
+        let is_away = matches!(status.code(), Code::Unavailable | Code::Unknown);
+        if is_away || is_of_connection(&status) {
+            Self::Broken(Box::new(status))
+        } else {
+            Self::Refused(Box::new(status))
         }
     }
 }

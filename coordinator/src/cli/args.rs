@@ -30,7 +30,7 @@ Exit codes:
   2    a flag, a configuration key, a recipe or a dataset is wrong
   3    the run failed or was cancelled
   4    the run completed, but its vote is below --min-accuracy
-  5    the coordinator named by --server cannot be reached
+  5    the coordinator named by --server cannot be reached, or takes no calls at the moment
   6    reproduce: not identical, though the determinism class is the same
   7    reproduce: not identical, and the determinism class is another one
   8    fsck: something is damaged or missing

@@ -28,7 +28,7 @@ pub const EXIT_USAGE: u8 = 2;
 pub const EXIT_RUN: u8 = 3;
 /// The run completed, but its vote is not good enough.
 pub const EXIT_ACCURACY: u8 = 4;
-/// No coordinator answers.
+/// No coordinator answers, or it takes no calls at the moment.
 pub const EXIT_UNREACHABLE: u8 = 5;
 /// A member that was trained again differs, though its determinism class promises that it does not.
 pub const EXIT_DIFFERENT: u8 = 6;
